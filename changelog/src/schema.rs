@@ -1,0 +1,201 @@
+//! The Avro schemas of a table's change events: made from its shape, and read back into it.
+//!
+//! `schemas/change-event.avsc` documents the envelope with an example row; the fields here are the same, in the same
+//! order (a test compares them). Columns are `["null", T]`. What PostgreSQL knows of a column travels as field properties
+//! (`pg.type`, `pg.typmod`, `pg.oid`, `pg.key`, `pg.name`), so that a reader of the topic needs no connection to the source.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::table::{Column, Identity, Kind, TableName, TableShape};
+use crate::{Error, Op};
+
+/// Field order of the envelope, which the codec relies on.
+pub const ENVELOPE_FIELDS: [&str; 7] = ["op", "source", "unchanged", "exact", "before_exact", "before", "after"];
+
+/// Field order of `source`.
+pub const SOURCE_FIELDS: [&str; 11] =
+    ["database", "schema", "table", "xid", "lsn", "commit_lsn", "ordinal", "part", "commit_time", "lane", "snapshot"];
+
+/// A name that Avro takes (`[A-Za-z_][A-Za-z0-9_]*`); other characters become `_` and their code in hexadecimal.
+pub fn avro_name(name: &str) -> String {
+    let mut escaped = String::with_capacity(name.len());
+    for (at, character) in name.chars().enumerate() {
+        if character.is_ascii_alphabetic() || character == '_' || (at > 0 && character.is_ascii_digit()) {
+            escaped.push(character);
+        } else {
+            escaped.push_str(&format!("_{:x}_", u32::from(character)));
+        }
+    }
+    if escaped.is_empty() { "_".into() } else { escaped }
+}
+
+/// Field names of the columns: Avro names, made unique where the escape folds two.
+fn field_names(columns: &[&Column]) -> Vec<String> {
+    // Names that need no escape are taken first, so that they always stand for themselves.
+    let mut taken: HashSet<String> =
+        columns.iter().filter(|c| avro_name(&c.name) == c.name).map(|c| c.name.clone()).collect();
+    columns
+        .iter()
+        .map(|column| {
+            let name = avro_name(&column.name);
+            if name == column.name {
+                return name;
+            }
+            let mut unique = name.clone();
+            let mut suffix = 2;
+            while !taken.insert(unique.clone()) {
+                unique = format!("{name}_{suffix}");
+                suffix += 1;
+            }
+            unique
+        })
+        .collect()
+}
+
+fn avro_type(kind: Kind) -> Json {
+    match kind {
+        Kind::Boolean => json!("boolean"),
+        Kind::Int => json!("int"),
+        Kind::Long => json!("long"),
+        Kind::Float => json!("float"),
+        Kind::Double => json!("double"),
+        Kind::Decimal { precision, scale } => {
+            json!({"type": "bytes", "logicalType": "decimal", "precision": precision, "scale": scale})
+        }
+        Kind::Text => json!("string"),
+        Kind::Bytes => json!("bytes"),
+        Kind::Uuid => json!({"type": "string", "logicalType": "uuid"}),
+        Kind::Date => json!({"type": "int", "logicalType": "date"}),
+        Kind::Time => json!({"type": "long", "logicalType": "time-micros"}),
+        Kind::TimestampTz => json!({"type": "long", "logicalType": "timestamp-micros"}),
+        Kind::Timestamp => json!({"type": "long", "logicalType": "local-timestamp-micros"}),
+    }
+}
+
+fn column_field(column: &Column, name: &str, avro: Json) -> Json {
+    let mut field = Map::new();
+    field.insert("name".into(), json!(name));
+    field.insert("type".into(), avro);
+    field.insert("pg.name".into(), json!(column.name));
+    field.insert("pg.type".into(), json!(column.type_name));
+    field.insert("pg.oid".into(), json!(column.type_oid));
+    field.insert("pg.typmod".into(), json!(column.typmod));
+    if let Some(place) = column.key {
+        field.insert("pg.key".into(), json!(place));
+    }
+    Json::Object(field)
+}
+
+fn namespace(table: &TableName) -> String {
+    format!("dflux.{}.{}", avro_name(&table.schema), avro_name(&table.name))
+}
+
+/// The schema of the topic's values.
+pub fn value_schema(shape: &TableShape) -> String {
+    let columns: Vec<&Column> = shape.columns.iter().collect();
+    let fields: Vec<Json> = field_names(&columns)
+        .iter()
+        .zip(&columns)
+        .map(|(name, column)| {
+            let mut field = column_field(column, name, json!(["null", avro_type(column.kind())]));
+            field["default"] = Json::Null;
+            field
+        })
+        .collect();
+    let source: Vec<Json> = SOURCE_FIELDS
+        .iter()
+        .map(|name| {
+            let avro = match *name {
+                "database" | "schema" | "table" | "lane" => json!("string"),
+                "part" => json!("int"),
+                "commit_time" => json!({"type": "long", "logicalType": "timestamp-micros"}),
+                "snapshot" => json!("boolean"),
+                _ => json!("long"),
+            };
+            json!({"name": name, "type": avro})
+        })
+        .collect();
+    let row = json!({"type": "record", "name": "Row", "fields": fields});
+    let texts = json!({"type": "map", "values": "string"});
+    json!({
+        "type": "record",
+        "name": "ChangeEvent",
+        "namespace": namespace(&shape.table),
+        "pg.database": shape.database,
+        "pg.schema": shape.table.schema,
+        "pg.table": shape.table.name,
+        "pg.replica_identity": shape.identity.name(),
+        "fields": [
+            {"name": "op", "type": "string"},
+            {"name": "source", "type": {"type": "record", "name": "Source", "fields": source}},
+            {"name": "unchanged", "type": {"type": "array", "items": "string"}},
+            {"name": "exact", "type": texts},
+            {"name": "before_exact", "type": texts},
+            {"name": "before", "type": ["null", row], "default": null},
+            {"name": "after", "type": ["null", "Row"], "default": null},
+        ],
+    })
+    .to_string()
+}
+
+/// The schema of the topic's keys; none for a keyless table.
+pub fn key_schema(shape: &TableShape) -> Option<String> {
+    if shape.keyless() {
+        return None;
+    }
+    let columns: Vec<&Column> = shape.key_columns().into_iter().map(|at| &shape.columns[at]).collect();
+    let fields: Vec<Json> = field_names(&columns)
+        .iter()
+        .zip(&columns)
+        .map(|(name, column)| {
+            let kind = column.kind();
+            let kind = if kind.typed_in_key() { kind } else { Kind::Text };
+            column_field(column, name, json!(["null", avro_type(kind)]))
+        })
+        .collect();
+    Some(json!({"type": "record", "name": "Key", "namespace": namespace(&shape.table), "fields": fields}).to_string())
+}
+
+/// The table's shape, from the schema that its events were written with.
+///
+/// # Errors
+/// `ForeignSchema` if the schema was not made by [`value_schema`].
+pub fn shape_of(schema: &str, id: u32) -> Result<TableShape, Error> {
+    let foreign = |what: &str| Error::ForeignSchema { id, what: what.to_owned() };
+    let schema: Json = serde_json::from_str(schema).map_err(|error| foreign(&error.to_string()))?;
+    let text =
+        |of: &Json, name: &str| of[name].as_str().map(str::to_owned).ok_or_else(|| foreign(&format!("no {name}")));
+    let names: Vec<&str> =
+        schema["fields"].as_array().into_iter().flatten().filter_map(|f| f["name"].as_str()).collect();
+    if names != ENVELOPE_FIELDS {
+        return Err(foreign("its fields are not those of a change event"));
+    }
+    let fields = schema["fields"][5]["type"][1]["fields"].as_array().ok_or_else(|| foreign("no row in before"))?;
+    let mut columns = Vec::with_capacity(fields.len());
+    for field in fields {
+        let number = |name: &str| field[name].as_i64().ok_or_else(|| foreign(&format!("no {name}")));
+        let column = Column {
+            name: text(field, "pg.name")?,
+            type_oid: u32::try_from(number("pg.oid")?).map_err(|_| foreign("pg.oid out of range"))?,
+            typmod: i32::try_from(number("pg.typmod")?).map_err(|_| foreign("pg.typmod out of range"))?,
+            type_name: text(field, "pg.type")?,
+            key: field["pg.key"].as_u64().and_then(|place| u16::try_from(place).ok()),
+        };
+        if field["type"][1] != avro_type(column.kind()) {
+            return Err(foreign(&format!("column {} is not carried as this version does", column.name)));
+        }
+        columns.push(column);
+    }
+    let identity = text(&schema, "pg.replica_identity")?;
+    Ok(TableShape {
+        database: text(&schema, "pg.database")?,
+        table: TableName::new(text(&schema, "pg.schema")?, text(&schema, "pg.table")?),
+        identity: Identity::from_name(&identity).ok_or_else(|| foreign("unknown replica identity"))?,
+        columns,
+    })
+}
+
+/// Every op code, for the documentation's test.
+pub const OPS: [Op; 5] = [Op::Create, Op::Update, Op::Delete, Op::Truncate, Op::Read];

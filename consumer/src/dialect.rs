@@ -1,0 +1,561 @@
+//! Steps to SQL: one statement per (table, operation, column shape), its rows as array parameters.
+//!
+//! The text depends on table, operation and shape only, so that prepared statements are few and stay. Values go in their
+//! binary form where the type is a builtin scalar, else as text that the target's own input function reads, by a cast
+//! without a modifier (`'12345'::varchar(3)` would truncate silently); the assignment to the column then applies it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+
+use changelog::table::quote_identifier;
+use changelog::{Op, Position, TableName, Value};
+
+use crate::Error;
+use crate::array::{ArrayBuilder, Carrier, RawArray};
+use crate::event::RawEvent;
+use crate::plan::{Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
+use crate::relation::Relation;
+
+/// What the count of affected rows means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Exactly this many, else the target differs from what the event says.
+    Rows(u64),
+    /// Any number.
+    Any,
+    /// The statement returns the keys (as text arrays) of rows that were there; keys of this many rows were asked for.
+    Found,
+}
+
+/// One statement with its parameters.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    /// Each parameter's number stands behind a NUL, which no identifier can hold; see [`Statement::text`].
+    sql: String,
+    pub arrays: Vec<RawArray>,
+    pub expect: Expect,
+    pub table: TableName,
+    pub op: &'static str,
+    /// Of the first event in it.
+    pub position: Position,
+    /// Key texts per row, for `Expect::Found`.
+    pub keys: Vec<Vec<String>>,
+    /// An update of a keyless row is a delete and an insert: without the first there is no second.
+    pub only_after_success: bool,
+}
+
+impl Statement {
+    /// The SQL, its parameters numbered from `before + 1` on.
+    pub fn text(&self, before: usize) -> String {
+        let mut text = String::with_capacity(self.sql.len());
+        for (at, part) in self.sql.split('\0').enumerate() {
+            if at == 0 {
+                text.push_str(part);
+                continue;
+            }
+            let digits = part.len() - part.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
+            let number: usize = part[..digits].parse().unwrap_or(0);
+            let _ = write!(text, "${}{}", number + before, &part[digits..]);
+        }
+        text
+    }
+
+    /// Whether it can stand among others in one statement: it only counts rows, and has no WITH of its own.
+    pub fn joins(&self) -> bool {
+        matches!(self.expect, Expect::Rows(_)) && !self.sql.starts_with("WITH")
+    }
+}
+
+/// The statements of one step, in order.
+///
+/// # Errors
+/// Corrupt bytes, or an image that is missing.
+pub fn statements(step: &Step) -> Result<Vec<Statement>, Error> {
+    let mut out = Vec::new();
+    match step {
+        Step::Truncate(tables) => {
+            let mut names: Vec<String> = tables.iter().map(|relation| relation.name().quoted()).collect();
+            names.dedup();
+            out.push(Statement {
+                sql: format!("TRUNCATE {}", names.join(", ")),
+                arrays: Vec::new(),
+                expect: Expect::Any,
+                table: tables.first().map_or_else(|| TableName::new("", ""), |relation| relation.name().clone()),
+                op: "truncate",
+                position: Position::ZERO,
+                keys: Vec::new(),
+                only_after_success: false,
+            });
+        }
+        Step::KeyChange { relation, mode, delete, create } => key_change(relation, *mode, delete, create, &mut out)?,
+        Step::Set(tables) => {
+            for changes in tables {
+                if changes.relation.keyless() {
+                    keyless(changes, &mut out)?;
+                } else {
+                    keyed(changes, &mut out)?;
+                }
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Which columns are parameters, and how each is carried. Text forces itself where a value needs it.
+struct Parameters<'r> {
+    relation: &'r Relation,
+    columns: Vec<usize>,
+    carriers: Vec<Carrier>,
+}
+
+impl<'r> Parameters<'r> {
+    fn new(relation: &'r Relation, columns: Vec<usize>) -> Parameters<'r> {
+        let shape = relation.shape();
+        let carriers = columns.iter().map(|at| Carrier::of(&shape.columns[*at])).collect();
+        Parameters { relation, columns, carriers }
+    }
+
+    /// Builds the arrays from rows that hold one value per parameter; begins anew with a column as text if need be.
+    fn arrays(
+        &mut self,
+        mut rows: impl FnMut(&mut dyn FnMut(&[Value<'_>])) -> Result<(), Error>,
+    ) -> Result<Vec<RawArray>, Error> {
+        loop {
+            let mut builders: Vec<ArrayBuilder> = self.carriers.iter().map(|c| ArrayBuilder::new(*c)).collect();
+            let mut to_text = None;
+            let shape = self.relation.shape().clone();
+            rows(&mut |values| {
+                for (at, (builder, value)) in builders.iter_mut().zip(values).enumerate() {
+                    if to_text.is_none() && builder.push(value, &shape.columns[self.columns[at]]).is_err() {
+                        to_text = Some(at);
+                    }
+                }
+            })?;
+            match to_text {
+                Some(at) => self.carriers[at] = Carrier::Text,
+                None => return Ok(builders.into_iter().map(ArrayBuilder::finish).collect()),
+            }
+        }
+    }
+
+    /// `unnest($1::int4[], $2::text[]) AS u(c0, c1)`, with `more` parameters after them.
+    fn source(&self, more: &[&str]) -> String {
+        let mut text = String::from("unnest(");
+        let types = self.carriers.iter().map(|carrier| carrier.array_name()).chain(more.iter().copied());
+        for (at, name) in types.enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            let _ = write!(text, "{comma}\0{}::pg_catalog.{name}", at + 1);
+        }
+        text.push_str(") AS u(");
+        for at in 0..self.columns.len() + more.len() {
+            let comma = if at > 0 { ", " } else { "" };
+            let _ = write!(text, "{comma}c{at}");
+        }
+        text.push(')');
+        text
+    }
+
+    /// The parameter as a value of the target's column.
+    fn value(&self, at: usize) -> String {
+        let target = &self.relation.columns[self.columns[at]];
+        let carrier = self.carriers[at];
+        let texts = carrier == Carrier::Text && matches!(target.type_oid, 25 | 1043);
+        if texts || carrier.element_oid() == target.type_oid {
+            format!("u.c{at}")
+        } else {
+            format!("u.c{at}::{}", target.type_name)
+        }
+    }
+
+    fn name(&self, at: usize) -> String {
+        quote_identifier(&self.relation.columns[self.columns[at]].name)
+    }
+
+    /// `t.key = u.c0 AND …` over the first `count` parameters.
+    fn matches(&self, count: usize) -> String {
+        let condition = |at: usize| {
+            let target = &self.relation.columns[self.columns[at]];
+            let equals = if target.equals_schema == "pg_catalog" {
+                "=".to_owned()
+            } else {
+                format!("OPERATOR({}.=)", quote_identifier(&target.equals_schema))
+            };
+            format!("t.{} {equals} {}", self.name(at), self.value(at))
+        };
+        (0..count).map(condition).collect::<Vec<_>>().join(" AND ")
+    }
+}
+
+/// An update that finds its rows by the first `key_columns` parameters and sets those of `set`. Tolerant, it gives back
+/// the keys that it found.
+fn update_sql(
+    relation: &Relation,
+    parameters: &Parameters<'_>,
+    set: std::ops::Range<usize>,
+    key_columns: usize,
+    mode: Mode,
+) -> String {
+    let set: Vec<String> = set.map(|at| format!("{} = {}", parameters.name(at), parameters.value(at))).collect();
+    let mut sql = format!(
+        "UPDATE {} AS t SET {} FROM {} WHERE {}",
+        relation.name().quoted(),
+        set.join(", "),
+        parameters.source(&[]),
+        parameters.matches(key_columns)
+    );
+    if mode == Mode::Tolerant {
+        let texts: Vec<String> =
+            (0..key_columns).map(|at| format!("t.{}::pg_catalog.text", parameters.name(at))).collect();
+        let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
+    }
+    sql
+}
+
+fn statement(relation: &Relation, op: &'static str, position: Position, expect: Expect) -> Statement {
+    Statement {
+        sql: String::new(),
+        arrays: Vec::new(),
+        expect,
+        table: relation.name().clone(),
+        op,
+        position,
+        keys: Vec::new(),
+        only_after_success: false,
+    }
+}
+
+fn position_of(rows: &[&Row]) -> Position {
+    rows.iter().map(|row| row.newest.header.position).min().unwrap_or_default()
+}
+
+fn keyed(changes: &TableChanges, out: &mut Vec<Statement>) -> Result<(), Error> {
+    let relation = &*changes.relation;
+    let of = |wanted: &[Net]| -> Vec<&Row> { changes.rows().filter(|row| wanted.contains(&row.net)).collect() };
+    let deleted = of(&[Net::Delete]);
+    if !deleted.is_empty() {
+        let expect = Expect::Rows(deleted.len() as u64);
+        out.push(delete(relation, &deleted, expect)?);
+    }
+    // Tolerant: whatever was there goes first. (ON CONFLICT would need to know the index.)
+    let (whole, partial): (Vec<&Row>, Vec<&Row>) = of(&[Net::Put]).into_iter().partition(|row| row.complete);
+    let mut gone = of(&[Net::Gone]);
+    gone.extend(&whole);
+    if !gone.is_empty() {
+        out.push(delete(relation, &gone, Expect::Any)?);
+    }
+    updates(relation, &of(&[Net::Update]), changes.mode, out)?;
+    updates(relation, &partial, changes.mode, out)?;
+    let mut inserted = of(&[Net::Insert]);
+    inserted.extend(&whole);
+    if !inserted.is_empty() {
+        out.push(insert(relation, &inserted)?);
+    }
+    Ok(())
+}
+
+/// The key's values of a row, from whichever image has them.
+fn key_image<'a>(relation: &Relation, event: &'a RawEvent, image: &mut Vec<Value<'a>>) -> Result<(), Error> {
+    let side = if event.header.op == Op::Delete { Image::Before } else { Image::After };
+    decode(relation, event, side, image)
+}
+
+fn picked<'a>(image: &[Value<'a>], columns: &[usize], values: &mut Vec<Value<'a>>) {
+    values.clear();
+    values.extend(columns.iter().map(|at| image[*at]));
+}
+
+fn delete(relation: &Relation, rows: &[&Row], expect: Expect) -> Result<Statement, Error> {
+    let mut parameters = Parameters::new(relation, relation.key.clone());
+    let columns = parameters.columns.clone();
+    let arrays = parameters.arrays(|push| {
+        let (mut image, mut values) = (Vec::new(), Vec::new());
+        for row in rows {
+            key_image(relation, &row.newest, &mut image)?;
+            picked(&image, &columns, &mut values);
+            push(&values);
+        }
+        Ok(())
+    })?;
+    let mut statement = statement(relation, "delete", position_of(rows), expect);
+    statement.sql = format!(
+        "DELETE FROM {} AS t USING {} WHERE {}",
+        relation.name().quoted(),
+        parameters.source(&[]),
+        parameters.matches(columns.len())
+    );
+    statement.arrays = arrays;
+    Ok(statement)
+}
+
+fn insert(relation: &Relation, rows: &[&Row]) -> Result<Statement, Error> {
+    let mut parameters = Parameters::new(relation, relation.writable().collect());
+    let columns = parameters.columns.clone();
+    let arrays = parameters.arrays(|push| {
+        let (mut image, mut values) = (Vec::new(), Vec::new());
+        for row in rows {
+            after_image(relation, row, &mut image)?;
+            picked(&image, &columns, &mut values);
+            push(&values);
+        }
+        Ok(())
+    })?;
+    let mut statement = statement(relation, "insert", position_of(rows), Expect::Rows(rows.len() as u64));
+    statement.sql = insert_sql(&parameters, &parameters.source(&[]));
+    statement.arrays = arrays;
+    Ok(statement)
+}
+
+fn insert_sql(parameters: &Parameters<'_>, source: &str) -> String {
+    let each = |part: &dyn Fn(usize) -> String| -> String {
+        (0..parameters.columns.len()).map(part).collect::<Vec<_>>().join(", ")
+    };
+    format!(
+        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {source}",
+        parameters.relation.name().quoted(),
+        each(&|at| parameters.name(at)),
+        each(&|at| parameters.value(at)),
+    )
+}
+
+/// Updates grouped by which columns have no value.
+fn updates(relation: &Relation, rows: &[&Row], mode: Mode, out: &mut Vec<Statement>) -> Result<(), Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut shapes: BTreeMap<Vec<usize>, Vec<&Row>> = BTreeMap::new();
+    let mut image = Vec::new();
+    for row in rows {
+        let missing = if row.complete {
+            Vec::new()
+        } else {
+            after_image(relation, row, &mut image)?;
+            (0..image.len()).filter(|at| image[*at] == Value::Unchanged).collect()
+        };
+        shapes.entry(missing).or_default().push(row);
+    }
+    for (missing, rows) in shapes {
+        out.push(update(relation, &missing, &rows, mode)?);
+    }
+    Ok(())
+}
+
+fn update(relation: &Relation, missing: &[usize], rows: &[&Row], mode: Mode) -> Result<Statement, Error> {
+    let mut columns = relation.key.clone();
+    let key_columns = columns.len();
+    columns.extend(relation.writable().filter(|at| !relation.key.contains(at) && !missing.contains(at)));
+    let mut parameters = Parameters::new(relation, columns.clone());
+    let mut keys = Vec::new();
+    let arrays = parameters.arrays(|push| {
+        let (mut image, mut values) = (Vec::new(), Vec::new());
+        keys.clear();
+        for row in rows {
+            after_image(relation, row, &mut image)?;
+            picked(&image, &columns, &mut values);
+            if mode == Mode::Tolerant {
+                keys.push(key_texts(relation, &image));
+            }
+            push(&values);
+        }
+        Ok(())
+    })?;
+    let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(rows.len() as u64) };
+    let mut statement = statement(relation, "update", position_of(rows), expect);
+    // A table of key columns only: the update changes nothing, and still must find its row.
+    let set = if columns.len() == key_columns { 0..key_columns } else { key_columns..columns.len() };
+    statement.sql = update_sql(relation, &parameters, set, key_columns, mode);
+    statement.arrays = arrays;
+    statement.keys = keys;
+    Ok(statement)
+}
+
+/// The key as PostgreSQL prints it, one text per column.
+pub fn key_texts(relation: &Relation, image: &[Value<'_>]) -> Vec<String> {
+    let shape = relation.shape();
+    let text = |at: &usize| {
+        let mut text = String::new();
+        changelog::text::format_value(&image[*at], shape.columns[*at].kind(), &mut text);
+        text
+    };
+    relation.key.iter().map(text).collect()
+}
+
+/// A key change whose new image lacks columns that were not sent: an update by the old key.
+fn key_change(
+    relation: &Relation,
+    mode: Mode,
+    delete: &RawEvent,
+    create: &RawEvent,
+    out: &mut Vec<Statement>,
+) -> Result<(), Error> {
+    let (mut old, mut new) = (Vec::new(), Vec::new());
+    decode(relation, delete, Image::Before, &mut old)?;
+    decode(relation, create, Image::After, &mut new)?;
+    let key_columns = relation.key.len();
+    if mode == Mode::Tolerant {
+        // The new key may be there already, from a later snapshot.
+        let mut parameters = Parameters::new(relation, relation.key.clone());
+        let mut values = Vec::new();
+        picked(&new, &relation.key, &mut values);
+        let arrays = parameters.arrays(|push| {
+            push(&values);
+            Ok(())
+        })?;
+        let mut first = statement(relation, "delete", create.header.position, Expect::Any);
+        first.sql = format!(
+            "DELETE FROM {} AS t USING {} WHERE {}",
+            relation.name().quoted(),
+            parameters.source(&[]),
+            parameters.matches(key_columns)
+        );
+        first.arrays = arrays;
+        out.push(first);
+    }
+    let mut columns = relation.key.clone();
+    columns.extend(relation.writable().filter(|at| new[*at] != Value::Unchanged));
+    let mut parameters = Parameters::new(relation, columns.clone());
+    let mut values = Vec::new();
+    picked(&old, &relation.key, &mut values);
+    values.extend(columns[key_columns..].iter().map(|at| new[*at]));
+    let arrays = parameters.arrays(|push| {
+        push(&values);
+        Ok(())
+    })?;
+    let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(1) };
+    let mut update = statement(relation, "update", create.header.position, expect);
+    update.sql = update_sql(relation, &parameters, key_columns..columns.len(), key_columns, mode);
+    if mode == Mode::Tolerant {
+        update.keys = vec![key_texts(relation, &new)];
+    }
+    update.arrays = arrays;
+    out.push(update);
+    Ok(())
+}
+
+/// What becomes of equal rows of a keyless table: how many more or fewer there are, and an event that has the image.
+struct Balance<'a> {
+    delta: i64,
+    values: Vec<Value<'a>>,
+    position: Position,
+}
+
+/// Keyless rows are a multiset of images: an update takes one row away and adds one. The net count of each image is
+/// taken from or added to the table; of n equal rows exactly as many go as events say.
+fn keyless(changes: &TableChanges, out: &mut Vec<Statement>) -> Result<(), Error> {
+    let relation = &*changes.relation;
+    let columns: Vec<usize> = relation.writable().collect();
+    let mut balances: Vec<Balance<'_>> = Vec::new();
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut count = |event: &RawEvent, values: Vec<Value<'_>>, delta: i64, balances: &mut Vec<Balance<'_>>| {
+        let place = *places.entry(image_bytes(relation, &values)).or_insert_with(|| {
+            balances.push(Balance { delta: 0, values: Vec::new(), position: event.header.position });
+            balances.len() - 1
+        });
+        balances[place].delta += delta;
+        place
+    };
+    for event in &changes.keyless {
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        if event.header.op != Op::Create {
+            decode(relation, event, Image::Before, &mut before)?;
+            let place = count(event, before.clone(), -1, &mut balances);
+            balances[place].values = before.clone();
+        }
+        if event.header.op != Op::Delete {
+            decode(relation, event, Image::After, &mut after)?;
+            for (value, before) in after.iter_mut().zip(&before) {
+                if *value == Value::Unchanged {
+                    *value = *before;
+                }
+            }
+            let place = count(event, after.clone(), 1, &mut balances);
+            balances[place].values = after;
+        }
+    }
+    let fewer: Vec<&Balance<'_>> = balances.iter().filter(|balance| balance.delta < 0).collect();
+    let more: Vec<&Balance<'_>> = balances.iter().filter(|balance| balance.delta > 0).collect();
+    if !fewer.is_empty() {
+        out.push(delete_keyless(relation, &columns, &fewer)?);
+    }
+    if !more.is_empty() {
+        let mut statement = insert_keyless(relation, &columns, &more)?;
+        statement.only_after_success = !fewer.is_empty();
+        out.push(statement);
+    }
+    Ok(())
+}
+
+/// Equal for equal images only: the text of each value, with its length.
+fn image_bytes(relation: &Relation, values: &[Value<'_>]) -> Vec<u8> {
+    let shape = relation.shape();
+    let mut bytes = Vec::new();
+    let mut text = String::new();
+    for (value, column) in values.iter().zip(&shape.columns) {
+        text.clear();
+        if changelog::text::format_value(value, column.kind(), &mut text) {
+            bytes.extend_from_slice(&(text.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(text.as_bytes());
+        } else {
+            bytes.extend_from_slice(&u32::MAX.to_be_bytes());
+        }
+    }
+    bytes
+}
+
+fn delete_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>]) -> Result<Statement, Error> {
+    let mut parameters = Parameters::new(relation, columns.to_vec());
+    let mut arrays = parameters.arrays(|push| {
+        let mut values = Vec::new();
+        for row in rows {
+            picked(&row.values, columns, &mut values);
+            push(&values);
+        }
+        Ok(())
+    })?;
+    let mut counts = ArrayBuilder::new(Carrier::Int8);
+    for row in rows {
+        counts.push_count(-row.delta);
+    }
+    arrays.push(counts.finish());
+    let total: i64 = rows.iter().map(|row| -row.delta).sum();
+    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
+    let mut statement = statement(relation, "delete", position, Expect::Rows(total.unsigned_abs()));
+    let table = relation.name().quoted();
+    let values = (0..columns.len()).map(|at| parameters.value(at)).collect::<Vec<_>>().join(", ");
+    let stored = (0..columns.len()).map(|at| format!("t.{}", parameters.name(at))).collect::<Vec<_>>().join(", ");
+    // Equal means printed alike under the pinned settings, which is what the event says of the row: 1.0 is not 1.00.
+    statement.sql = format!(
+        "WITH w AS MATERIALIZED (SELECT ROW({values})::pg_catalog.text AS image, u.c{count} AS n FROM {source}), \
+         s AS MATERIALIZED (SELECT t.tableoid AS o, t.ctid AS c, ROW({stored})::pg_catalog.text AS image, \
+         pg_catalog.row_number() OVER (PARTITION BY ROW({stored})::pg_catalog.text) AS i FROM {table} AS t \
+         WHERE ROW({stored})::pg_catalog.text IN (SELECT w.image FROM w)) \
+         DELETE FROM {table} AS t USING s, w WHERE s.image = w.image AND s.i <= w.n AND t.ctid = s.c AND t.tableoid = s.o",
+        count = columns.len(),
+        source = parameters.source(&["int8[]"]),
+    );
+    statement.arrays = arrays;
+    Ok(statement)
+}
+
+fn insert_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>]) -> Result<Statement, Error> {
+    let mut parameters = Parameters::new(relation, columns.to_vec());
+    let arrays = parameters.arrays(|push| {
+        let mut values = Vec::new();
+        for row in rows {
+            picked(&row.values, columns, &mut values);
+            for _copy in 0..row.delta {
+                push(&values);
+            }
+        }
+        Ok(())
+    })?;
+    let total: i64 = rows.iter().map(|row| row.delta).sum();
+    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
+    let mut statement = statement(relation, "insert", position, Expect::Rows(total.unsigned_abs()));
+    statement.sql = insert_sql(&parameters, &parameters.source(&[]));
+    statement.arrays = arrays;
+    Ok(statement)
+}
+
+#[cfg(test)]
+#[path = "dialect_tests.rs"]
+mod tests;

@@ -1,0 +1,192 @@
+//! What can go wrong in the consumer: each with what the program does about it, and what a person can do.
+
+use changelog::Position;
+use service::Hint;
+
+/// What the program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// Try again, for ever, with growing pauses.
+    Retry,
+    /// Another instance leads: wait for one's turn.
+    StandBy,
+    /// Nobody but a person can help: the lane stops where it is and says why.
+    Stop,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Service(#[from] service::Error),
+    #[error("{what}")]
+    Contract { what: String, source: changelog::Error },
+    #[error("target database: {what}")]
+    Target { what: String, source: sqlx::Error },
+    #[error("source database: {what}")]
+    Source { what: String, source: tokio_postgres::Error },
+    #[error("Kafka: {what}: {message}")]
+    Kafka { what: String, message: String },
+    #[error("lane {lane}: another instance leads now (epoch {epoch} has passed)")]
+    Fenced { lane: String, epoch: i64 },
+    #[error("partition {partition} of topic {topic}: {what}; it was deleted, made anew or cut off")]
+    TopicReplaced { topic: String, partition: i32, what: String },
+    #[error(
+        "lane {lane} in the target was made from {field} {expected}, the topics of the same name come from {found}"
+    )]
+    SourceReplaced { lane: String, field: &'static str, expected: String, found: String },
+    #[error("a manifest at {position} comes from {field} {found}, the lane from {expected}")]
+    ForeignManifest { position: Position, field: &'static str, expected: String, found: String },
+    #[error("topic {topic} had {expected} partitions, and a manifest names partition {partition}")]
+    PartitionsChanged { topic: String, expected: i32, partition: i32 },
+    #[error(
+        "partition {partition} of topic {topic}: the manifest at {manifest} lists {missing} more events, and the next \
+         event there is at {found}: events are lost"
+    )]
+    LostEvent { topic: String, partition: i32, manifest: Position, missing: u64, found: Position },
+    #[error("partition {partition} of topic {topic}: the event at {found} stands in no manifest (next is {manifest})")]
+    UnlistedEvent { topic: String, partition: i32, manifest: Position, found: Position },
+    #[error("partition {partition} of topic {topic}, offset {offset}: a record without a value")]
+    EmptyRecord { topic: String, partition: i32, offset: i64 },
+    #[error("table {table} is not in the target database")]
+    TableMissing { table: String },
+    #[error("table {table} in the target lacks column {column}, which the events have")]
+    ColumnMissing { table: String, column: String },
+    #[error("table {table}: the target cannot be written: {what}")]
+    TableUnfit { table: String, what: String },
+    #[error("{op} on {table} at {position} was refused by the target")]
+    Refused { table: String, op: &'static str, position: Position, source: sqlx::Error },
+    #[error("{op} on {table} at {position} has no {image} image")]
+    ImageMissing { table: String, op: &'static str, position: Position, image: &'static str },
+    #[error("chunk {chunk}: {what}")]
+    Chunk { chunk: String, what: String },
+    #[error("{what} failed in the target")]
+    Index { what: String, statement: String, source: sqlx::Error },
+    #[error("the thread that {what} has ended")]
+    Thread { what: &'static str },
+}
+
+/// SQLSTATEs that mean: the same statements may pass a moment later.
+const PASSING: [&str; 10] = ["40001", "40P01", "55P03", "57P01", "57P02", "57P03", "57P05", "53300", "25006", "25P03"];
+
+/// Whether a session or server went away, or answers that it will be back.
+pub fn transient(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Protocol(_) => true,
+        sqlx::Error::Database(_) => {
+            code(error).is_some_and(|code| PASSING.contains(&code.as_str()) || code.starts_with("08"))
+        }
+        _ => false,
+    }
+}
+
+/// The SQLSTATE, if the server sent one.
+pub fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
+}
+
+impl Error {
+    pub fn remedy(&self) -> Remedy {
+        match self {
+            Error::Service(error) if error.transient() => Remedy::Retry,
+            Error::Target { source, .. } | Error::Refused { source, .. } | Error::Index { source, .. }
+                if transient(source) =>
+            {
+                Remedy::Retry
+            }
+            Error::Source { source, .. } if source.code().is_none() || source.is_closed() => Remedy::Retry,
+            Error::Kafka { .. } | Error::Thread { .. } => Remedy::Retry,
+            Error::Fenced { .. } => Remedy::StandBy,
+            Error::Service(_)
+            | Error::Contract { .. }
+            | Error::Target { .. }
+            | Error::Source { .. }
+            | Error::TopicReplaced { .. }
+            | Error::SourceReplaced { .. }
+            | Error::ForeignManifest { .. }
+            | Error::PartitionsChanged { .. }
+            | Error::LostEvent { .. }
+            | Error::UnlistedEvent { .. }
+            | Error::EmptyRecord { .. }
+            | Error::TableMissing { .. }
+            | Error::ColumnMissing { .. }
+            | Error::TableUnfit { .. }
+            | Error::Refused { .. }
+            | Error::ImageMissing { .. }
+            | Error::Chunk { .. }
+            | Error::Index { .. } => Remedy::Stop,
+        }
+    }
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Service(error) => return error.hint(),
+            Error::Contract { source, .. } => return source.hint(),
+            Error::Target { source, .. } => match code(source).as_deref() {
+                Some("42501") => {
+                    "GRANT the role in [target] url CREATE on the database and all rights on its tables, or \
+                                  make it the tables' owner"
+                        .into()
+                }
+                Some("42P01" | "42703") => "SELECT * FROM dflux.lane: if its columns are of another version, \
+                                            DROP SCHEMA dflux CASCADE and begin the migration anew"
+                    .into(),
+                _ => "look into the target server's log; the consumer goes on where it was once it is started again"
+                    .into(),
+            },
+            Error::Source { .. } => "check [source] url and the role's right to SELECT from the tables".into(),
+            Error::Kafka { .. } => "check [kafka] brokers and properties, and that a broker is up".into(),
+            Error::Fenced { .. } => "none needed: this instance stands by".into(),
+            Error::TopicReplaced { .. } | Error::SourceReplaced { .. } | Error::ForeignManifest { .. } => {
+                "give the migration a new name in [migration] name, or DELETE the lane's row from dflux.lane after \
+                 emptying the target's tables, and begin anew"
+                    .into()
+            }
+            Error::PartitionsChanged { topic, .. } => {
+                format!("partitions are pinned: delete topic {topic} and run dflux resync for its table")
+            }
+            Error::LostEvent { topic, .. } | Error::UnlistedEvent { topic, .. } | Error::EmptyRecord { topic, .. } => {
+                format!(
+                    "check the retention and who writes: kafka-configs --describe --topic {topic}; then dflux resync the table"
+                )
+            }
+            Error::TableMissing { table } => {
+                format!("dflux prepare makes it; or CREATE TABLE {table} in the target, then start the consumer again")
+            }
+            Error::ColumnMissing { table, column } => {
+                format!("ALTER TABLE {table} ADD COLUMN {column} … in the target, then start the consumer again")
+            }
+            Error::TableUnfit { table, .. } => format!("make {table} in the target as it is in the source"),
+            Error::Refused { table, source, .. } => match code(source).as_deref() {
+                Some("23505" | "23P01") => format!(
+                    "the target holds a row that the source does not have: compare with validator check --table {table}, \
+                     then dflux resync {table}"
+                ),
+                Some("42501") => {
+                    format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} to the target's role")
+                }
+                _ => format!("make {table} in the target take the value, or dflux resync {table}"),
+            },
+            Error::ImageMissing { table, .. } => {
+                format!("ALTER TABLE {table} REPLICA IDENTITY FULL on the source, then dflux resync {table}")
+            }
+            Error::Chunk { .. } => {
+                "check that only one producer writes to the snapshot topic; then dflux resync the table".into()
+            }
+            Error::Index { statement, .. } => format!("run it by hand to see why: {statement}"),
+            Error::Thread { .. } => return None,
+        })
+    }
+}
+
+/// `map_err` for statements on the target.
+pub fn target(what: impl Into<String>) -> impl FnOnce(sqlx::Error) -> Error {
+    move |source| Error::Target { what: what.into(), source }
+}
+
+/// `map_err` for bytes from Kafka.
+pub fn contract(what: impl Into<String>) -> impl FnOnce(changelog::Error) -> Error {
+    move |source| Error::Contract { what: what.into(), source }
+}

@@ -1,0 +1,114 @@
+//! Between load and apply: the key indexes, which every update and delete needs to find its row.
+//!
+//! The statements are those that `dflux prepare` took from the source's schema (`dflux.schema_step`, kind `key`). Where it
+//! was not used, a keyed table without a unique index on its key gets a primary key.
+
+use std::time::Instant;
+
+use changelog::TableName;
+use changelog::table::quote_identifier;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use crate::error::{code, target};
+use crate::ledger::Ledger;
+use crate::target::{Purpose, Sessions, run};
+use crate::{Error, observe};
+
+/// SQLSTATEs that say: it is there already.
+const THERE: [&str; 3] = ["42P07", "42710", "42P16"];
+
+struct Build {
+    step: Option<i64>,
+    what: String,
+    statement: String,
+}
+
+/// Builds what is missing, several at once.
+///
+/// # Errors
+/// `Index`, `Target`.
+pub async fn build(sessions: &Sessions, migration: &str, ledger: &Ledger, workers: usize) -> Result<(), Error> {
+    let mut connection = sessions.open(Purpose::Load).await?;
+    let steps = steps(&mut connection, migration).await?;
+    each(sessions, steps, workers).await?;
+    let mut missing = Vec::new();
+    for plan in ledger.plans.values().filter(|plan| plan.generation == 0 && !plan.key.is_empty()) {
+        if !unique(&mut connection, &plan.table, &plan.key).await? {
+            let columns: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
+            missing.push(Build {
+                step: None,
+                what: format!("primary key of {}", plan.table),
+                statement: format!("ALTER TABLE {} ADD PRIMARY KEY ({})", plan.table.quoted(), columns.join(", ")),
+            });
+        }
+    }
+    each(sessions, missing, workers).await
+}
+
+async fn each(sessions: &Sessions, builds: Vec<Build>, workers: usize) -> Result<(), Error> {
+    stream::iter(builds.into_iter().map(|build| one(sessions, build)))
+        .buffer_unordered(workers.max(1))
+        .try_collect::<Vec<()>>()
+        .await
+        .map(|_| ())
+}
+
+async fn one(sessions: &Sessions, build: Build) -> Result<(), Error> {
+    let mut connection = sessions.open(Purpose::Load).await?;
+    let began = Instant::now();
+    run(&mut connection, "BEGIN; SET LOCAL maintenance_work_mem = '128MB'").await.map_err(target("a transaction"))?;
+    match run(&mut connection, &build.statement).await {
+        Ok(()) => {}
+        Err(error) if code(&error).is_some_and(|code| THERE.contains(&code.as_str())) => {
+            run(&mut connection, "ROLLBACK; BEGIN").await.map_err(target("a transaction"))?;
+        }
+        Err(source) => {
+            let text = source.to_string();
+            let _ = run(&mut connection, "ROLLBACK").await;
+            if let Some(id) = build.step {
+                let sql = "UPDATE dflux.schema_step SET error = $2 WHERE id = $1";
+                let _ = sqlx::query(sql).bind(id).bind(text).execute(&mut connection).await;
+            }
+            return Err(Error::Index { what: build.what, statement: build.statement, source });
+        }
+    }
+    if let Some(id) = build.step {
+        let sql = "UPDATE dflux.schema_step SET done_at = pg_catalog.clock_timestamp(), error = NULL WHERE id = $1";
+        sqlx::query(sql).bind(id).execute(&mut connection).await.map_err(target("dflux.schema_step"))?;
+    }
+    run(&mut connection, "COMMIT").await.map_err(target("the commit"))?;
+    observe::index_built(&build.what, began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn steps(connection: &mut PgConnection, migration: &str) -> Result<Vec<Build>, Error> {
+    let sql = "SELECT id, coalesce(schema_name, ''), coalesce(table_name, ''), coalesce(name, ''), statement \
+               FROM dflux.schema_step WHERE migration = $1 AND kind = 'key' AND done_at IS NULL ORDER BY id";
+    let rows = sqlx::query(sql).bind(migration).fetch_all(connection).await.map_err(target("dflux.schema_step"))?;
+    let build = |row: &sqlx::postgres::PgRow| -> Result<Build, sqlx::Error> {
+        let (schema, table, name): (String, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        Ok(Build {
+            step: Some(row.try_get(0)?),
+            what: format!("{name} of {schema}.{table}"),
+            statement: row.try_get(4)?,
+        })
+    };
+    rows.iter().map(build).collect::<Result<_, _>>().map_err(target("dflux.schema_step"))
+}
+
+/// Whether a complete unique index has exactly these columns.
+async fn unique(connection: &mut PgConnection, table: &TableName, key: &[String]) -> Result<bool, Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisunique \
+               AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) \
+               FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) = $2)";
+    let mut names = key.to_vec();
+    names.sort();
+    sqlx::query_scalar(AssertSqlSafe(sql.replace("ORDER BY a.attname)", "ORDER BY a.attname::text COLLATE \"C\")")))
+        .bind(table.quoted())
+        .bind(names)
+        .fetch_one(connection)
+        .await
+        .map_err(target(format!("the indexes of {table}")))
+}

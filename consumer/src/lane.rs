@@ -1,0 +1,348 @@
+//! The life of one lane in one process: stand by, lead, load, apply; what passes is tried again, what does not stops it.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use changelog::{Birth, Lane, Lsn, TableName, Topics};
+use service::program::Context;
+use service::registry::RegistryClient;
+use service::retry::Backoff;
+use service::session::Address;
+use service::{Config, Hint as _, Shutdown};
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+
+use crate::catalog::Relations;
+use crate::error::{Remedy, target};
+use crate::execute::{Applier, Batch, Scope};
+use crate::lead::{Leader, stand_by};
+use crate::load::{Loading, backfill};
+use crate::pipeline::{Ended, Pipeline, Rule};
+use crate::resync::{self, Resyncing};
+use crate::subscribe::{self, Hint, LaneParameters};
+use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
+use crate::{Error, index, observe, reread};
+
+/// Runs until the shutdown, or until an error that only a person can mend.
+///
+/// # Errors
+/// That error; it stands in `dflux.lane` too.
+pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
+    observe::describe();
+    let Context { config, health, shutdown } = context;
+    let (source_url, target_url) = match lane {
+        Lane::Forward => (config.source.url.clone(), config.target.url.clone()),
+        Lane::Reverse => (config.target.url.clone(), config.source.url.clone()),
+    };
+    check_endpoints(&config, &target_url).await?;
+    let name = format!("{}/{lane}", config.migration.name);
+    let sessions = Sessions::new(&target_url, &name)?;
+    let instance = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
+    let life =
+        Life { sessions, topics: Topics::new(&config.migration.name, lane), instance, source_url, config, shutdown };
+    let mut backoff = Backoff::new(Duration::from_secs(5));
+    while !life.shutdown.begun() {
+        let led = life.once(&health).await;
+        let Err((error, epoch)) = led else { return Ok(()) };
+        match error.remedy() {
+            Remedy::StandBy => observe::trouble(&error),
+            Remedy::Retry => {
+                health.unwell(&format!("trying again: {error}"));
+                observe::trouble(&error);
+                if !backoff.wait(&life.shutdown).await {
+                    return Ok(());
+                }
+                if epoch.is_some() {
+                    backoff.reset();
+                }
+            }
+            Remedy::Stop => {
+                health.unwell(&format!("stopped: {error}"));
+                observe::stopped(&error.to_string());
+                if let Some(epoch) = epoch {
+                    life.record(&error, epoch).await;
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is wrong from the start is said at the start: later the same would only be tried again.
+async fn check_endpoints(config: &Config, target_url: &str) -> Result<(), Error> {
+    let client = Address::parse("target", target_url)?.connect("dflux consumer check").await?;
+    drop(client);
+    RegistryClient::new(&config.registry.url).ping().await?;
+    let kafka = config.kafka.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let reader = subscribe::Reader::new(&kafka, "dflux-consumer-check", 1 << 20, 1)?;
+        reader.partitions("dflux-is-there").map(|_| ()).map_err(|error| service::kafka::failed(&kafka, error).into())
+    });
+    asked.await.map_err(|_| Error::Thread { what: "asks Kafka" })?
+}
+
+/// A task that ends with its owner.
+struct Ending(tokio::task::JoinHandle<Error>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Life {
+    sessions: Sessions,
+    topics: Topics,
+    instance: String,
+    source_url: String,
+    config: Config,
+    shutdown: Shutdown,
+}
+
+/// An error, with the epoch if this instance led when it came.
+type Led<T> = Result<T, (Error, Option<i64>)>;
+
+impl Life {
+    /// One leadership, from standing by to its end.
+    async fn once(&self, health: &service::telemetry::Health) -> Led<()> {
+        let standing = || health.well("standing by");
+        let lease = self.config.consumer.lease_seconds;
+        let leader = stand_by(&self.sessions, &self.instance, lease, &self.shutdown, standing).await;
+        let Some(mut leader) = leader.map_err(|error| (error, None))? else { return Ok(()) };
+        let epoch = leader.epoch;
+        let (_never, lost) = tokio::sync::oneshot::channel();
+        let lost = std::mem::replace(&mut leader.lost, lost);
+        let ended = tokio::select! {
+            ended = self.lead(&leader, health) => ended,
+            // The signs of life are the first to notice that another instance leads, or that the target is gone.
+            error = lost => Err(error.unwrap_or(Error::Thread { what: "gives signs of life" })),
+        };
+        ended.map_err(|error| (error, Some(epoch)))
+    }
+
+    async fn lead(&self, leader: &Leader, health: &service::telemetry::Health) -> Result<(), Error> {
+        let lane = &self.sessions.lane;
+        health.well("waiting for the producer");
+        let Some(birth) = self.birth(leader).await? else { return Ok(()) };
+        let mut connection = self.sessions.open(Purpose::Apply).await?;
+        if lane_row(&mut connection, lane).await?.is_none() {
+            begin_lane(&mut connection, lane, leader.epoch, &birth).await?;
+        }
+        let Some(row) = lane_row(&mut connection, lane).await? else {
+            return Err(Error::Fenced { lane: lane.clone(), epoch: leader.epoch });
+        };
+        self.same_source(&row, &birth)?;
+        let exact_from = match row.exact_from {
+            Some(exact_from) => exact_from,
+            None => {
+                set_phase(&mut connection, lane, leader.epoch, "loading", None).await?;
+                health.well("loading");
+                let Some(exact_from) = self.load(leader, &mut connection, health).await? else { return Ok(()) };
+                exact_from
+            }
+        };
+        self.apply(leader, connection, &row, exact_from, health).await
+    }
+
+    /// The lane's birth record, once the producer has written it.
+    async fn birth(&self, leader: &Leader) -> Result<Option<Birth>, Error> {
+        let mut told = false;
+        loop {
+            leader.pulse.store(crate::target::now_micros(), std::sync::atomic::Ordering::Relaxed);
+            let (kafka, topics, client) = (self.config.kafka.clone(), self.topics.clone(), self.client());
+            let asked = tokio::task::spawn_blocking(move || subscribe::birth(&kafka, &topics, &client)).await;
+            if let Some(birth) = asked.map_err(|_| Error::Thread { what: "reads the birth" })?? {
+                return Ok(Some(birth));
+            }
+            if !told {
+                observe::waiting("the producer's birth record");
+                told = true;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(300)) => {}
+                () = self.shutdown.wait() => return Ok(None),
+            }
+        }
+    }
+
+    fn client(&self) -> String {
+        format!("dflux-consumer-{}", self.sessions.lane)
+    }
+
+    /// The topics must come from the slot that the target's rows come from.
+    fn same_source(&self, row: &LaneRow, birth: &Birth) -> Result<(), Error> {
+        let fields = [
+            ("system identifier", row.system_identifier.clone(), birth.system_identifier.clone()),
+            ("slot", row.slot.clone(), birth.slot.clone()),
+            ("consistent point", row.consistent_point.to_string(), birth.consistent_point.to_string()),
+        ];
+        for (field, expected, found) in fields {
+            if expected != found {
+                return Err(Error::SourceReplaced { lane: self.sessions.lane.clone(), field, expected, found });
+            }
+        }
+        Ok(())
+    }
+
+    fn loading(&self, leader: &Leader) -> Loading {
+        Loading {
+            sessions: self.sessions.clone(),
+            epoch: leader.epoch,
+            kafka: self.config.kafka.clone(),
+            topics: self.topics.clone(),
+            client: self.client(),
+            bytes_max: self.config.consumer.fetch_bytes_max,
+            pulse: leader.pulse.clone(),
+            shutdown: self.shutdown.clone(),
+        }
+    }
+
+    async fn load(
+        &self,
+        leader: &Leader,
+        connection: &mut PgConnection,
+        health: &service::telemetry::Health,
+    ) -> Result<Option<Lsn>, Error> {
+        let Some((completed, ledger)) = backfill(&self.loading(leader)).await? else { return Ok(None) };
+        set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
+        health.well("indexing");
+        let workers = usize::from(self.config.consumer.load_workers);
+        index::build(&self.sessions, &self.config.migration.name, &ledger, workers).await?;
+        let exact_from = completed.exact_from;
+        set_phase(connection, &self.sessions.lane, leader.epoch, "tolerant", Some(exact_from)).await?;
+        Ok(Some(exact_from))
+    }
+
+    async fn apply(
+        &self,
+        leader: &Leader,
+        mut connection: PgConnection,
+        row: &LaneRow,
+        mut exact_from: Lsn,
+        health: &service::telemetry::Health,
+    ) -> Result<(), Error> {
+        let lane = &self.sessions.lane;
+        let marking = mark(&mut connection, lane).await?;
+        let hints = hints(&mut connection, lane, &self.topics).await?;
+        let rules = rules(&mut connection, lane).await?;
+        let (receiver, _stop) = subscribe::start(LaneParameters {
+            kafka: self.config.kafka.clone(),
+            topics: self.topics.clone(),
+            client: self.client(),
+            bytes_max: self.config.consumer.fetch_bytes_max,
+            system_identifier: row.system_identifier.clone(),
+            timeline: row.timeline,
+            applied: row.applied,
+            hints,
+        });
+        let (asking, requests) = tokio::sync::mpsc::channel(1);
+        let mut resync = Ending(tokio::spawn(resync::run(
+            Resyncing {
+                loading: self.loading(leader),
+                registry_url: self.config.registry.url.clone(),
+                batch: self.config.consumer.clone(),
+            },
+            asking,
+        )));
+        let mut pipeline = Pipeline {
+            config: &self.config.consumer,
+            applier: Some(Applier::new(connection, marking.clone(), Scope::Lane, lane, leader.epoch)),
+            flight: None,
+            receiver,
+            shutdown: self.shutdown.clone(),
+            pulse: leader.pulse.clone(),
+            exact_from,
+            exact: false,
+            rules,
+            relations: Relations::new(&self.config.registry.url),
+            requests,
+            queue: std::collections::VecDeque::new(),
+            batch: Batch::default(),
+            inside: false,
+            uncommitted: false,
+            control: None,
+            applied: row.applied,
+        };
+        observe::phase("tolerant");
+        health.well("tolerant");
+        loop {
+            let ended = tokio::select! {
+                ended = pipeline.run() => ended?,
+                // It never ends but by an error.
+                error = &mut resync.0 => return Err(error.unwrap_or(Error::Thread { what: "reads tables again" })),
+            };
+            match ended {
+                Ended::Shutdown => return Ok(()),
+                Ended::Tolerated => {
+                    let connection = &mut pipeline.applier().await?.connection;
+                    let again = reread::run_once(connection, &marking, lane, leader.epoch, &self.source_url).await?;
+                    match again {
+                        Some(point) => exact_from = point,
+                        None => {
+                            set_phase(connection, lane, leader.epoch, "exact", None).await?;
+                            pipeline.exact = true;
+                            health.well("exact");
+                        }
+                    }
+                    pipeline.exact_from = exact_from;
+                }
+            }
+        }
+    }
+
+    /// Leaves word in the target; that this fails too must not hide the error itself.
+    async fn record(&self, error: &Error, epoch: i64) {
+        let recorded = async {
+            let mut connection = self.sessions.open(Purpose::Heartbeat).await?;
+            let text = service::report(error, None);
+            record_error(&mut connection, &self.sessions.lane, epoch, &text, error.hint().as_deref()).await
+        };
+        if let Err(error) = recorded.await {
+            observe::trouble(&error);
+        }
+    }
+}
+
+async fn hints(
+    connection: &mut PgConnection,
+    lane: &str,
+    topics: &Topics,
+) -> Result<HashMap<(String, i32), Hint>, Error> {
+    let sql = "SELECT topic, kafka_partition, next_offset, commit_lsn::text, ordinal, part FROM dflux.offset_hint \
+               WHERE lane = $1 AND commit_lsn IS NOT NULL AND topic <> $2";
+    let query = sqlx::query(sql).bind(lane).bind(topics.snapshot());
+    let rows = query.fetch_all(connection).await.map_err(target("dflux.offset_hint"))?;
+    let hint = |row: &sqlx::postgres::PgRow| -> Result<((String, i32), Hint), sqlx::Error> {
+        let commit_lsn = row.try_get::<String, _>(3)?.parse().unwrap_or_default();
+        let position = changelog::Position {
+            commit_lsn,
+            ordinal: row.try_get::<i64, _>(4)?.max(0) as u64,
+            part: row.try_get::<i32, _>(5)?.max(0) as u32,
+        };
+        Ok(((row.try_get(0)?, row.try_get(1)?), Hint { next_offset: row.try_get(2)?, position }))
+    };
+    rows.iter().map(hint).collect::<Result<_, _>>().map_err(target("dflux.offset_hint"))
+}
+
+/// Tables whose copy is exact at one point skip what lies below it; a table that is being read again is left alone.
+async fn rules(connection: &mut PgConnection, lane: &str) -> Result<HashMap<TableName, Rule>, Error> {
+    let sql = "SELECT c.schema_name, c.table_name, max(c.snapshot_lsn)::text FROM dflux.chunk c WHERE c.lane = $1 \
+               AND c.generation = (SELECT max(g.generation) FROM dflux.chunk g WHERE (g.lane, g.schema_name, g.table_name) = \
+               (c.lane, c.schema_name, c.table_name)) \
+               GROUP BY c.schema_name, c.table_name HAVING bool_and(c.exact_snapshot) AND min(c.snapshot_lsn) = max(c.snapshot_lsn)";
+    let rows = sqlx::query(sql).bind(lane).fetch_all(&mut *connection).await.map_err(target("dflux.chunk"))?;
+    let rule = |row: &sqlx::postgres::PgRow| -> Result<(TableName, Rule), sqlx::Error> {
+        let skip_below = row.try_get::<String, _>(2)?.parse().unwrap_or_default();
+        let table = TableName::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
+        Ok((table, Rule { skip_below, ..Rule::default() }))
+    };
+    let mut rules: HashMap<TableName, Rule> =
+        rows.iter().map(rule).collect::<Result<_, _>>().map_err(target("dflux.chunk"))?;
+    for state in resync::states(connection, lane).await? {
+        if state.state != "live" {
+            rules.insert(state.table, Rule { suspended: true, ..Rule::default() });
+        }
+    }
+    Ok(rules)
+}

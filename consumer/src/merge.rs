@@ -1,0 +1,233 @@
+//! Source order, restored: manifests say how many events of which partitions make a segment; heads are merged by position.
+//!
+//! ```text
+//!  manifest (100, 3): accounts/0 ×2, history/0 ×1
+//!    accounts/0 : (100,0) (100,2)          ──┐
+//!    history/0  : (099,5)x (100,1)         ──┴─> (100,0) (100,1) (100,2) End
+//! ```
+//! x: not above what was seen or applied: a resend of a producer that was restarted, or that does not know that it was
+//! replaced; dropped. What is above must be exactly what the manifest lists: anything else is lost or foreign, an error.
+//!
+//! Pure: it says which partition it needs the next event of, and holds at most one event per partition.
+
+use std::collections::HashMap;
+
+use changelog::{Header, LaneRecord, Lsn, Manifest, Marker, Position};
+
+use crate::Error;
+
+/// How far the target is. `complete` is false where only a marker was reached: it stands before the change of its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Applied {
+    pub position: Position,
+    pub complete: bool,
+}
+
+impl Applied {
+    /// Before the first change at `lsn`.
+    pub fn before(lsn: Lsn) -> Applied {
+        Applied { position: Position::new(lsn, 0), complete: false }
+    }
+
+    pub fn through(position: Position) -> Applied {
+        Applied { position, complete: true }
+    }
+
+    pub fn covers(&self, position: &Position) -> bool {
+        *position < self.position || (self.complete && *position == self.position)
+    }
+}
+
+/// Topic and partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PartitionName {
+    pub topic: String,
+    pub partition: i32,
+}
+
+/// What comes out, in order.
+#[derive(Debug, PartialEq)]
+pub enum Merged<E> {
+    Event(Header, E),
+    End(Manifest),
+    Marker(Marker),
+}
+
+struct Part<E> {
+    name: PartitionName,
+    left: u64,
+    head: Option<(Header, E)>,
+}
+
+struct Open<E> {
+    manifest: Manifest,
+    /// Events at or below are not of this segment.
+    after: Applied,
+    parts: Vec<Part<E>>,
+}
+
+/// The merge of one lane.
+pub struct Merge<E> {
+    system_identifier: String,
+    timeline: i32,
+    /// What every earlier record covers.
+    reached: Applied,
+    last_seen: HashMap<PartitionName, Position>,
+    open: Option<Open<E>>,
+    /// A marker from within a transaction waits for the end of it.
+    held: Vec<Marker>,
+    ready: Vec<Merged<E>>,
+}
+
+impl<E> Merge<E> {
+    pub fn new(system_identifier: &str, timeline: i32, applied: Applied) -> Merge<E> {
+        Merge {
+            system_identifier: system_identifier.to_owned(),
+            timeline,
+            reached: applied,
+            last_seen: HashMap::new(),
+            open: None,
+            held: Vec::new(),
+            ready: Vec::new(),
+        }
+    }
+
+    /// Takes the next record of `-transactions`; only when [`Merge::idle`]. False if it was dropped as a resend.
+    ///
+    /// # Errors
+    /// `ForeignManifest` if it comes from another server.
+    pub fn control(&mut self, record: LaneRecord) -> Result<bool, Error> {
+        match record {
+            // Checked where the lane is opened; one that comes again is a resend like any other.
+            LaneRecord::Birth(_) => Ok(false),
+            LaneRecord::Manifest(manifest) => {
+                if self.reached.covers(&manifest.position) {
+                    return Ok(false);
+                }
+                self.check_origin(&manifest.system_identifier, manifest.timeline, manifest.position)?;
+                self.release_held(manifest.position.commit_lsn);
+                let part = |count: &changelog::PartitionCount| Part {
+                    name: PartitionName { topic: count.topic.clone(), partition: count.partition },
+                    left: count.events,
+                    head: None,
+                };
+                let parts = manifest.partitions.iter().map(part).collect();
+                self.open = Some(Open { after: self.reached, parts, manifest });
+                Ok(true)
+            }
+            LaneRecord::Marker(marker) => {
+                let here = Applied { position: marker.position, complete: false };
+                if self.reached.covers(&marker.position) || here <= self.reached {
+                    return Ok(false);
+                }
+                self.check_origin(&marker.system_identifier, marker.timeline, marker.position)?;
+                self.release_held(marker.position.commit_lsn);
+                if marker.position.ordinal == 0 {
+                    self.reached = here;
+                    self.ready.push(Merged::Marker(marker));
+                } else {
+                    self.held.push(marker);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn check_origin(&mut self, system_identifier: &str, timeline: i32, position: Position) -> Result<(), Error> {
+        let foreign =
+            |field, expected: String, found: String| Error::ForeignManifest { position, field, expected, found };
+        if system_identifier != self.system_identifier {
+            return Err(foreign("system identifier", self.system_identifier.clone(), system_identifier.to_owned()));
+        }
+        if timeline < self.timeline {
+            return Err(foreign("timeline", self.timeline.to_string(), timeline.to_string()));
+        }
+        self.timeline = timeline;
+        Ok(())
+    }
+
+    /// Markers of an earlier transaction whose end no manifest told (none of its changes was of a table of ours).
+    fn release_held(&mut self, commit_lsn: Lsn) {
+        let held = std::mem::take(&mut self.held);
+        for marker in held {
+            if marker.position.commit_lsn < commit_lsn {
+                self.ready.push(Merged::Marker(marker));
+            } else {
+                self.held.push(marker);
+            }
+        }
+    }
+
+    /// Whether the next record of `-transactions` is what is needed.
+    pub fn idle(&self) -> bool {
+        self.open.is_none() && self.ready.is_empty()
+    }
+
+    /// The partition whose next event is needed.
+    pub fn needs(&self) -> Option<&PartitionName> {
+        let open = self.open.as_ref()?;
+        open.parts.iter().find(|part| part.left > 0 && part.head.is_none()).map(|part| &part.name)
+    }
+
+    /// Takes the next event of the partition that [`Merge::needs`] named. False if it was dropped.
+    ///
+    /// # Errors
+    /// `LostEvent`, `UnlistedEvent`.
+    pub fn event(&mut self, header: Header, event: E) -> Result<bool, Error> {
+        let Some(open) = self.open.as_mut() else { return Ok(false) };
+        let Some(part) = open.parts.iter_mut().find(|part| part.left > 0 && part.head.is_none()) else {
+            return Ok(false);
+        };
+        let position = header.position;
+        let seen = self.last_seen.get_mut(&part.name);
+        if open.after.covers(&position) || seen.as_ref().is_some_and(|seen| position <= **seen) {
+            return Ok(false);
+        }
+        let manifest = open.manifest.position;
+        let (topic, partition) = (part.name.topic.clone(), part.name.partition);
+        if position > manifest {
+            return Err(Error::LostEvent { topic, partition, manifest, missing: part.left, found: position });
+        }
+        if position.commit_lsn != manifest.commit_lsn {
+            return Err(Error::UnlistedEvent { topic, partition, manifest, found: position });
+        }
+        match seen {
+            Some(seen) => *seen = position,
+            None => {
+                self.last_seen.insert(part.name.clone(), position);
+            }
+        }
+        part.left -= 1;
+        part.head = Some((header, event));
+        Ok(true)
+    }
+
+    /// The next item, if everything that it depends on is there.
+    pub fn advance(&mut self) -> Option<Merged<E>> {
+        if !self.ready.is_empty() {
+            return Some(self.ready.remove(0));
+        }
+        let open = self.open.as_mut()?;
+        if open.parts.iter().any(|part| part.left > 0 && part.head.is_none()) {
+            return None;
+        }
+        let position = |part: &Part<E>| part.head.as_ref().map(|(header, _)| header.position);
+        let least = open.parts.iter().enumerate().filter_map(|(at, part)| Some((position(part)?, at))).min();
+        if let Some((_, at)) = least {
+            let (header, event) = open.parts[at].head.take()?;
+            return Some(Merged::Event(header, event));
+        }
+        let manifest = self.open.take()?.manifest;
+        self.reached = Applied::through(manifest.position);
+        if manifest.last {
+            // Markers of this transaction are reached now.
+            let held = std::mem::take(&mut self.held);
+            self.ready.extend(held.into_iter().map(Merged::Marker));
+        }
+        Some(Merged::End(manifest))
+    }
+}
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;

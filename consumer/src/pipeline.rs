@@ -1,0 +1,372 @@
+//! The loop of a leading instance: items from the reading thread into batches, batches into the target.
+//!
+//! Caught up, a batch is whatever has arrived, applied at once; behind, it grows to its bounds. It never waits for more.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use changelog::{Lsn, Manifest, Op, TableName};
+use service::{Shutdown, config};
+use tokio::sync::mpsc;
+
+use crate::catalog::Relations;
+use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
+use crate::execute::{Applier, Batch, Tail, prepare};
+use crate::merge::Applied;
+use crate::plan::{Change, Mode};
+use crate::resync::{self, Request};
+use crate::target::now_micros;
+use crate::{Error, observe};
+
+/// When the loop last moved, by this machine's clock; what signs of life rest on.
+pub type Pulse = Arc<AtomicI64>;
+
+/// What holds for one table besides the lane's rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// Events of transactions below this commit LSN are in the copy already.
+    pub skip_below: Lsn,
+    /// The table is being read again: its events are left to that.
+    pub suspended: bool,
+    /// Tolerant below this commit LSN, whatever the lane is.
+    pub tolerant_below: Lsn,
+}
+
+/// Why the loop ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Shutdown,
+    /// The applied position has reached the lane's `exact_from`, or the next transaction has.
+    Tolerated,
+}
+
+/// A batch on its way into the target; the next one is planned meanwhile. Given up when dropped.
+pub struct Flight(tokio::task::JoinHandle<(Applier, Batch, Result<(), Error>)>);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+pub struct Pipeline<'a> {
+    pub config: &'a config::Consumer,
+    /// Not here while a batch is on its way.
+    pub applier: Option<Applier>,
+    pub flight: Option<Flight>,
+    pub receiver: mpsc::Receiver<Result<Parcel, Error>>,
+    pub shutdown: Shutdown,
+    pub pulse: Pulse,
+    pub exact_from: Lsn,
+    /// False while tolerant: the loop ends when `exact_from` is reached.
+    pub exact: bool,
+    pub rules: HashMap<TableName, Rule>,
+    pub relations: Relations,
+    /// What the re-sync of a table asks of the lane.
+    pub requests: mpsc::Receiver<Request>,
+    /// Received and not taken yet.
+    pub queue: VecDeque<Item>,
+    pub batch: Batch,
+    /// Within a source transaction.
+    pub inside: bool,
+    /// A part of it is in the target, in an open transaction.
+    pub uncommitted: bool,
+    pub control: Option<u16>,
+    /// What is committed in the target.
+    pub applied: Applied,
+}
+
+impl Pipeline<'_> {
+    /// Runs until the shutdown, an error, or the end of tolerance.
+    ///
+    /// # Errors
+    /// Everything that the lane can meet.
+    pub async fn run(&mut self) -> Result<Ended, Error> {
+        loop {
+            self.pulse.store(now_micros(), Ordering::Relaxed);
+            if !self.inside
+                && let Ok(request) = self.requests.try_recv()
+            {
+                self.serve(request).await?;
+            }
+            if self.queue.is_empty() {
+                let parcel = match self.receiver.try_recv() {
+                    Ok(parcel) => parcel?,
+                    Err(mpsc::error::TryRecvError::Disconnected) => {
+                        return Err(Error::Thread { what: "reads the lane" });
+                    }
+                    Err(mpsc::error::TryRecvError::Empty) => match self.wait().await? {
+                        Waited::Parcel(parcel) => parcel,
+                        Waited::Again => continue,
+                        Waited::Ended(ended) => return Ok(ended),
+                    },
+                };
+                self.queue.extend(parcel);
+            }
+            while let Some(item) = self.queue.pop_front() {
+                if self.turns(&item) {
+                    self.queue.push_front(item);
+                    self.drain().await?;
+                    return Ok(Ended::Tolerated);
+                }
+                self.take(item).await?;
+            }
+            if self.shutdown.begun() && !self.inside {
+                self.drain().await?;
+                return Ok(Ended::Shutdown);
+            }
+        }
+    }
+
+    /// Nothing is queued: what there is goes into the target at once, unless a batch is on its way; then whatever
+    /// arrives until that is through makes the next one.
+    async fn wait(&mut self) -> Result<Waited, Error> {
+        if self.flight.is_none() {
+            if !self.inside && self.pending() {
+                self.flush(true).await?;
+                return Ok(Waited::Again);
+            }
+            if self.tolerated() {
+                return Ok(Waited::Ended(Ended::Tolerated));
+            }
+        }
+        tokio::select! {
+            biased;
+            landed = landing(&mut self.flight) => {
+                self.landed(landed)?;
+                Ok(Waited::Again)
+            }
+            received = self.receiver.recv() => match received {
+                Some(parcel) => Ok(Waited::Parcel(parcel?)),
+                None => Err(Error::Thread { what: "reads the lane" }),
+            },
+            Some(request) = self.requests.recv(), if !self.inside => {
+                self.serve(request).await?;
+                Ok(Waited::Again)
+            }
+            () = tokio::time::sleep(Duration::from_millis(500)) => Ok(Waited::Again),
+            () = self.shutdown.wait() => {
+                self.settle().await?;
+                Ok(Waited::Ended(Ended::Shutdown))
+            }
+        }
+    }
+
+    /// Waits until no batch is on its way.
+    async fn settle(&mut self) -> Result<(), Error> {
+        if self.flight.is_some() {
+            let landed = landing(&mut self.flight).await;
+            self.landed(landed)?;
+        }
+        Ok(())
+    }
+
+    /// Between two transactions: everything that is pending into the target.
+    async fn drain(&mut self) -> Result<(), Error> {
+        if self.pending() {
+            self.flush(true).await?;
+        }
+        self.settle().await
+    }
+
+    fn landed(&mut self, landed: Landed) -> Result<(), Error> {
+        self.flight = None;
+        self.pulse.store(now_micros(), Ordering::Relaxed);
+        let (applier, batch, result) = landed.map_err(|_| Error::Thread { what: "applies a batch" })?;
+        self.applier = Some(applier);
+        result?;
+        if let Some(applied) = batch.applied {
+            self.applied = applied;
+            observe::applied_lsn(applied.position.commit_lsn.0);
+        }
+        if let Some((marker, received)) = &batch.marker {
+            let now = now_micros();
+            observe::lag("decode", marker.decoded_at_micros - marker.emitted_at_micros);
+            observe::lag("fetch", received - marker.decoded_at_micros);
+            observe::lag("apply", now - received);
+            observe::lag("total", now - marker.emitted_at_micros);
+        }
+        Ok(())
+    }
+
+    /// The session, when no batch is on its way.
+    ///
+    /// # Errors
+    /// Those of the batch that was.
+    pub async fn applier(&mut self) -> Result<&mut Applier, Error> {
+        self.settle().await?;
+        self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })
+    }
+
+    /// Between two transactions: what a re-sync needs the lane to do or to wait for.
+    async fn serve(&mut self, request: Request) -> Result<(), Error> {
+        self.drain().await?;
+        match request {
+            Request::Suspend { table, generation, done } => {
+                self.applier().await?.suspend(&table, generation).await?;
+                let rule = self.rules.entry(table).or_default();
+                *rule = Rule { suspended: true, ..Rule::default() };
+                let _ = done.send(());
+            }
+            Request::Rejoin { table, at, rejoined } => {
+                if at.send(self.applied).is_err() {
+                    return Ok(());
+                }
+                // The last stretch, between the position that the table has reached and the lane's: short by then.
+                match tokio::time::timeout(resync::REJOIN_WITHIN, rejoined).await {
+                    Ok(Ok(())) => {
+                        self.rules.insert(table, Rule::default());
+                    }
+                    _ => return Err(Error::Thread { what: "replays a table" }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pending(&self) -> bool {
+        self.batch.applied.is_some() || self.batch.marker.is_some() || !self.batch.changes.is_empty()
+    }
+
+    fn tolerated(&self) -> bool {
+        !self.exact && !self.inside && self.applied.position.commit_lsn >= self.exact_from
+    }
+
+    /// Whether the item begins the first transaction that must be applied strictly, while the lane is still tolerant.
+    fn turns(&self, item: &Item) -> bool {
+        let Item::Event(event) = item else { return false };
+        !self.exact && !self.inside && event.header.position.commit_lsn >= self.exact_from
+    }
+
+    fn full(&self) -> bool {
+        self.batch.changes.len() >= self.config.batch_changes_max || self.batch.bytes >= self.config.batch_bytes_max
+    }
+
+    /// So full that not even the end of the transaction is waited for: half as much again, so that a batch of small
+    /// transactions ends, and commits, with one of them.
+    fn overfull(&self) -> bool {
+        self.batch.changes.len() >= self.config.batch_changes_max * 3 / 2
+            || self.batch.bytes >= self.config.batch_bytes_max * 3 / 2
+    }
+
+    async fn take(&mut self, item: Item) -> Result<(), Error> {
+        match item {
+            Item::Partition { index, topic, partition } => {
+                if self.control.is_none() {
+                    self.control = Some(index); // the reader opens it first
+                }
+                self.batch.partitions.push((index, topic, partition));
+            }
+            Item::Event(event) => {
+                self.inside = true;
+                self.tail(event.partition, event.offset, event.header.position);
+                let deleted = event.header.op == Op::Delete;
+                self.event(event).await?;
+                // Not between the two events of a key change.
+                if self.overfull() && !deleted {
+                    self.uncommitted = true;
+                    self.flush(false).await?;
+                }
+            }
+            Item::End { manifest, offset } => self.end(manifest, offset).await?,
+            Item::Marker { marker, received_at_micros, offset } => {
+                // Behind the end of a transaction that has it inside, the position and the offset are further already.
+                if marker.position.ordinal == 0 {
+                    self.mark_control(offset, marker.position);
+                    let here = Applied { position: marker.position, complete: false };
+                    self.batch.applied = Some(self.batch.applied.map_or(here, |applied| applied.max(here)));
+                }
+                self.batch.marker = Some((marker, received_at_micros));
+            }
+        }
+        Ok(())
+    }
+
+    fn tail(&mut self, partition: PartitionIndex, offset: i64, position: changelog::Position) {
+        self.batch.tails.insert(partition, Tail { next_offset: offset + 1, position });
+    }
+
+    fn mark_control(&mut self, offset: i64, position: changelog::Position) {
+        if let Some(control) = self.control {
+            self.tail(control, offset, position);
+        }
+    }
+
+    async fn end(&mut self, manifest: Manifest, offset: i64) -> Result<(), Error> {
+        if !manifest.last {
+            return Ok(());
+        }
+        self.inside = false;
+        self.mark_control(offset, manifest.position);
+        self.batch.transactions += 1;
+        self.batch.applied = Some(Applied::through(manifest.position));
+        if self.full() || self.uncommitted {
+            self.uncommitted = false;
+            self.flush(true).await?;
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, event: RawEvent) -> Result<(), Error> {
+        let relation = match self.relations.known(event.schema_id) {
+            Some(relation) => relation,
+            None => {
+                self.settle().await?;
+                let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
+                self.relations.get(&mut applier.connection, event.schema_id).await?
+            }
+        };
+        let commit_lsn = event.header.position.commit_lsn;
+        let mut tolerant = commit_lsn < self.exact_from;
+        if let Some(rule) = self.rules.get(relation.name()) {
+            if rule.suspended || commit_lsn < rule.skip_below {
+                return Ok(());
+            }
+            tolerant |= commit_lsn < rule.tolerant_below;
+        }
+        // Keyless rows cannot be tolerated: their copy is exact at its point.
+        let mode = if tolerant && !relation.keyless() { Mode::Tolerant } else { Mode::Strict };
+        self.batch.bytes += event.value.bytes().len() + event.key.bytes().len() + 100;
+        self.batch.changes.push(Change { relation, mode, event });
+        Ok(())
+    }
+
+    /// Plans the batch while the one before is on its way, then sends it after it.
+    async fn flush(&mut self, commit: bool) -> Result<(), Error> {
+        let mut batch = std::mem::take(&mut self.batch);
+        let prepared = prepare(&batch.changes)?;
+        self.settle().await?;
+        let mut applier = self.applier.take().ok_or(Error::Thread { what: "applies a batch" })?;
+        if !commit {
+            // These are told when the transaction is whole.
+            self.batch.transactions = batch.transactions;
+            self.batch.applied = batch.applied.take();
+            self.batch.marker = batch.marker.take();
+            self.batch.tails = std::mem::take(&mut batch.tails);
+        }
+        self.flight = Some(Flight(tokio::spawn(async move {
+            let result = applier.flush(&mut batch, prepared, commit).await;
+            batch.changes.clear();
+            (applier, batch, result)
+        })));
+        Ok(())
+    }
+}
+
+type Landed = Result<(Applier, Batch, Result<(), Error>), tokio::task::JoinError>;
+
+/// Cancel-safe: the flight stays where it is.
+async fn landing(flight: &mut Option<Flight>) -> Landed {
+    match flight {
+        Some(flight) => (&mut flight.0).await,
+        None => std::future::pending().await,
+    }
+}
+
+enum Waited {
+    Parcel(Parcel),
+    Again,
+    Ended(Ended),
+}

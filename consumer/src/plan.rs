@@ -1,0 +1,333 @@
+//! Changes of many transactions become few steps: the net effect per key, cut where order could be seen.
+//!
+//! ```text
+//!  c(1) u(1) d(2) c(3) d(3)  ─>  Set { insert 1 (second image), delete 2 }      nothing of 3
+//!  truncate                  ─>  Truncate, alone: what came before stays before
+//!  key change, TOAST not sent ─> KeyChange, alone: an update by the old key
+//! ```
+//! Inside a Set a key stands once, so its statements may run in any order (deletes, updates, inserts, table by table) as
+//! far as the key can tell. What else could tell, another unique constraint, makes the statement fail, and then the
+//! caller plans the same events again with `fold` off: each one a Set of its own, in source order.
+//!
+//! Images stay encoded; only what survives is ever decoded. A row whose newest image lacks unchanged columns keeps the older
+//! events that have them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use changelog::{Op, Value};
+
+use crate::Error;
+use crate::error::contract;
+use crate::event::{RawEvent, Slice};
+use crate::relation::Relation;
+
+/// How strict a table's changes are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Each update and delete finds its row, each insert finds none.
+    Strict,
+    /// The copy may be ahead of the stream: whatever was there, what the event says is there after it.
+    Tolerant,
+}
+
+/// What became of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Net {
+    /// Was not there, is there.
+    Insert,
+    /// Was there, has new values; all of them if it was deleted and inserted between.
+    Update,
+    /// Was there, is gone.
+    Delete,
+    /// Was not there and is not.
+    Nothing,
+    /// Tolerant: is there, whatever was.
+    Put,
+    /// Tolerant: is gone, whatever was.
+    Gone,
+}
+
+#[derive(Debug)]
+pub struct Row {
+    pub net: Net,
+    pub newest: RawEvent,
+    /// Newest first; only as far back as columns are missing.
+    pub older: Vec<RawEvent>,
+    /// Whether the newest image and the older ones together have every column.
+    pub complete: bool,
+}
+
+/// The changes of one table in one Set.
+#[derive(Debug)]
+pub struct TableChanges {
+    pub relation: Arc<Relation>,
+    pub mode: Mode,
+    rows: Vec<Row>,
+    places: HashMap<Slice, usize>,
+    /// Of a keyless table: every event, in order.
+    pub keyless: Vec<RawEvent>,
+}
+
+impl TableChanges {
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.net != Net::Nothing)
+    }
+}
+
+#[derive(Debug)]
+pub enum Step {
+    Set(Vec<TableChanges>),
+    Truncate(Vec<Arc<Relation>>),
+    KeyChange { relation: Arc<Relation>, mode: Mode, delete: RawEvent, create: RawEvent },
+}
+
+/// An event with what is known of its table.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub relation: Arc<Relation>,
+    pub mode: Mode,
+    pub event: RawEvent,
+}
+
+/// Collects changes in source order; `finish` yields the steps.
+#[derive(Debug)]
+pub struct Planner {
+    fold: bool,
+    steps: Vec<Step>,
+    set: Vec<TableChanges>,
+    /// By table index: place in `set`.
+    places: HashMap<usize, usize>,
+    /// A delete that may be the first part of a key change.
+    pending: Option<Change>,
+}
+
+impl Planner {
+    pub fn new(fold: bool) -> Planner {
+        Planner { fold, steps: Vec::new(), set: Vec::new(), places: HashMap::new(), pending: None }
+    }
+
+    /// # Errors
+    /// Corrupt bytes, or an image that the op must have and does not.
+    pub fn add(&mut self, change: Change) -> Result<(), Error> {
+        if let Some(delete) = self.pending.take() {
+            let (first, second) = (&delete.event.header, &change.event.header);
+            let pair = second.op == Op::Create
+                && second.position.part == 1
+                && (first.position.commit_lsn, first.position.ordinal)
+                    == (second.position.commit_lsn, second.position.ordinal);
+            if pair && has_unchanged(&change)? {
+                self.close();
+                self.steps.push(Step::KeyChange {
+                    relation: change.relation,
+                    mode: change.mode,
+                    delete: delete.event,
+                    create: change.event,
+                });
+                return Ok(());
+            }
+            self.place(delete)?;
+        }
+        match change.event.header.op {
+            Op::Delete if !change.relation.keyless() => {
+                self.pending = Some(change);
+                Ok(())
+            }
+            Op::Truncate => {
+                self.truncate(change);
+                Ok(())
+            }
+            Op::Create | Op::Update | Op::Delete => self.place(change),
+            // A row of the backfill in the table's topic: it is loaded elsewhere.
+            Op::Read => Ok(()),
+        }
+    }
+
+    /// The steps, in order.
+    ///
+    /// # Errors
+    /// As [`Planner::add`].
+    pub fn finish(mut self) -> Result<Vec<Step>, Error> {
+        if let Some(delete) = self.pending.take() {
+            self.place(delete)?;
+        }
+        self.close();
+        Ok(self.steps)
+    }
+
+    fn close(&mut self) {
+        if !self.set.is_empty() {
+            self.steps.push(Step::Set(std::mem::take(&mut self.set)));
+            self.places.clear();
+        }
+    }
+
+    /// Tables truncated by one statement have consecutive ordinals: one statement again, for their foreign keys.
+    fn truncate(&mut self, change: Change) {
+        self.close();
+        if let Some(Step::Truncate(tables)) = self.steps.last_mut() {
+            tables.push(change.relation);
+            return;
+        }
+        self.steps.push(Step::Truncate(vec![change.relation]));
+    }
+
+    fn place(&mut self, change: Change) -> Result<(), Error> {
+        let unchanged = change.event.header.op != Op::Delete && has_unchanged(&change)?;
+        if !self.fold {
+            self.close();
+        }
+        let table = self.changes_of(&change);
+        if change.relation.keyless() {
+            self.set[table].keyless.push(change.event);
+            return Ok(());
+        }
+        if let Err(event) = self.set[table].fold(change.event, unchanged) {
+            // The order can be seen: this event begins a new Set, where it is the key's first.
+            self.close();
+            let table = self.changes_of(&Change { event: event.clone(), ..change });
+            // A key's first event always fits.
+            let _ = self.set[table].fold(event, unchanged);
+        }
+        Ok(())
+    }
+
+    /// The place of the change's table in the open Set; a changed shape or mode closes it first.
+    fn changes_of(&mut self, change: &Change) -> usize {
+        if let Some(place) = self.places.get(&change.relation.table) {
+            let open = &self.set[*place];
+            if open.relation.id == change.relation.id && open.mode == change.mode {
+                return *place;
+            }
+            self.close();
+        }
+        self.set.push(TableChanges {
+            relation: change.relation.clone(),
+            mode: change.mode,
+            rows: Vec::new(),
+            places: HashMap::new(),
+            keyless: Vec::new(),
+        });
+        self.places.insert(change.relation.table, self.set.len() - 1);
+        self.set.len() - 1
+    }
+}
+
+fn has_unchanged(change: &Change) -> Result<bool, Error> {
+    let what = || format!("{} at {}", change.relation.name(), change.event.header.position);
+    let event = change.relation.decoder.event(change.event.value.bytes()).map_err(|error| contract(what())(error))?;
+    Ok(!event.unchanged.is_empty())
+}
+
+impl TableChanges {
+    /// Takes the event into the key's net effect; gives it back if the two do not follow each other in any correct history.
+    fn fold(&mut self, event: RawEvent, unchanged: bool) -> Result<(), RawEvent> {
+        let op = event.header.op;
+        let Some(place) = self.places.get(&event.key) else {
+            let net = match (self.mode, op) {
+                (Mode::Tolerant, Op::Delete) => Net::Gone,
+                (Mode::Tolerant, _) => Net::Put,
+                (Mode::Strict, Op::Delete) => Net::Delete,
+                (Mode::Strict, Op::Create) => Net::Insert,
+                (Mode::Strict, _) => Net::Update,
+            };
+            self.places.insert(event.key.clone(), self.rows.len());
+            self.rows.push(Row { net, newest: event, older: Vec::new(), complete: !unchanged });
+            return Ok(());
+        };
+        let row = &mut self.rows[*place];
+        let net = match (row.net, op) {
+            (Net::Put | Net::Gone, Op::Delete) => Net::Gone,
+            (Net::Put | Net::Gone, _) => Net::Put,
+            (Net::Insert, Op::Update) => Net::Insert,
+            (Net::Insert, Op::Delete) => Net::Nothing,
+            (Net::Update, Op::Update) => Net::Update,
+            (Net::Update, Op::Delete) => Net::Delete,
+            (Net::Delete, Op::Create) => Net::Update,
+            (Net::Nothing, Op::Create) => Net::Insert,
+            _ => return Err(event),
+        };
+        if unchanged && row.newest.header.op == Op::Delete {
+            // No image in this Set has the missing columns.
+            return Err(event);
+        }
+        let previous = std::mem::replace(&mut row.newest, event);
+        if unchanged {
+            row.older.insert(0, previous);
+        } else {
+            row.older.clear();
+            row.complete = true;
+        }
+        row.net = net;
+        Ok(())
+    }
+}
+
+/// The row's image after the step: the newest value of each column. `Unchanged` is left where no event has it.
+///
+/// # Errors
+/// Corrupt bytes, or no after image.
+pub fn after_image<'a>(relation: &Relation, row: &'a Row, out: &mut Vec<Value<'a>>) -> Result<(), Error> {
+    decode(relation, &row.newest, Image::After, out)?;
+    let mut older = Vec::new();
+    for event in &row.older {
+        if !out.contains(&Value::Unchanged) {
+            break;
+        }
+        decode(relation, event, Image::After, &mut older)?;
+        for (value, older) in out.iter_mut().zip(&older) {
+            if *value == Value::Unchanged {
+                *value = *older;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    Before,
+    After,
+}
+
+/// Decodes one image of one event.
+///
+/// # Errors
+/// Corrupt bytes, or the image is not there.
+pub fn decode<'a>(relation: &Relation, raw: &'a RawEvent, image: Image, out: &mut Vec<Value<'a>>) -> Result<(), Error> {
+    let what = || format!("{} at {}", relation.name(), raw.header.position);
+    let event = relation.decoder.event(raw.value.bytes()).map_err(|error| contract(what())(error))?;
+    let mut other = Vec::new();
+    let (before, after) = match image {
+        Image::Before => relation.decoder.images(&event, out, &mut other),
+        Image::After => relation.decoder.images(&event, &mut other, out),
+    }
+    .map_err(|error| contract(what())(error))?;
+    let (there, name) = match image {
+        Image::Before => (before, "before"),
+        Image::After => (after, "after"),
+    };
+    if there {
+        return Ok(());
+    }
+    Err(Error::ImageMissing {
+        table: relation.name().to_string(),
+        op: op_name(raw.header.op),
+        position: raw.header.position,
+        image: name,
+    })
+}
+
+pub fn op_name(op: Op) -> &'static str {
+    match op {
+        Op::Create => "insert",
+        Op::Update => "update",
+        Op::Delete => "delete",
+        Op::Truncate => "truncate",
+        Op::Read => "read",
+    }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

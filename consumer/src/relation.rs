@@ -1,0 +1,78 @@
+//! What a table's events look like and what the table in the target looks like, matched column by column.
+
+use std::sync::Arc;
+
+use changelog::{EventDecoder, TableName, TableShape};
+
+use crate::Error;
+
+/// A column of the target's table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetColumn {
+    pub name: String,
+    /// The column's type (of a domain: its base type) without a modifier, as SQL names it: a cast to it never truncates.
+    pub type_name: String,
+    pub type_oid: u32,
+    /// Schema of the type's `=`, for types of extensions.
+    pub equals_schema: String,
+    /// Computed by the target: never written.
+    pub generated: bool,
+}
+
+/// A table of the target, as its catalog has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetTable {
+    pub columns: Vec<TargetColumn>,
+}
+
+/// One schema of one table's events, matched with the target.
+#[derive(Debug)]
+pub struct Relation {
+    /// Index of the schema among those that the lane has met.
+    pub id: usize,
+    /// Index of the table; several schemas of one table share it.
+    pub table: usize,
+    pub decoder: EventDecoder,
+    /// For each column of the events the target's, in the events' order.
+    pub columns: Vec<TargetColumn>,
+    /// Indexes of the key's columns, in key order; empty for a keyless table.
+    pub key: Vec<usize>,
+}
+
+impl Relation {
+    /// # Errors
+    /// `ColumnMissing`, `TableUnfit` if a key column is computed by the target.
+    pub fn new(id: usize, table: usize, decoder: EventDecoder, target: &TargetTable) -> Result<Relation, Error> {
+        let shape = decoder.shape().clone();
+        let name = shape.table.to_string();
+        let mut columns = Vec::with_capacity(shape.columns.len());
+        for column in &shape.columns {
+            let found = target.columns.iter().find(|candidate| candidate.name == column.name);
+            let found =
+                found.ok_or_else(|| Error::ColumnMissing { table: name.clone(), column: column.name.clone() })?;
+            if found.generated && column.key.is_some() {
+                let what = format!("its key column {} is generated there and not in the source", column.name);
+                return Err(Error::TableUnfit { table: name, what });
+            }
+            columns.push(found.clone());
+        }
+        Ok(Relation { id, table, key: shape.key_columns(), columns, decoder })
+    }
+
+    pub fn shape(&self) -> &Arc<TableShape> {
+        self.decoder.shape()
+    }
+
+    pub fn name(&self) -> &TableName {
+        &self.decoder.shape().table
+    }
+
+    pub fn keyless(&self) -> bool {
+        self.key.is_empty()
+    }
+
+    /// Columns that can be written.
+    pub fn writable(&self) -> impl Iterator<Item = usize> {
+        (0..self.columns.len()).filter(|at| !self.columns[*at].generated)
+    }
+}

@@ -1,0 +1,388 @@
+//! A table that is read again while the rest keeps flowing.
+//!
+//! ```text
+//!  lane      ──────┤ suspends it, empty ├───────(its events passed over)────────┤ pauses ├──── its events again ──>
+//!  this task        loads generation g's chunks ─> replays its topic from the snapshot on ─> the last stretch ┘
+//! ```
+//! The table's own topic has all its events; those from the snapshot's point up to the lane's position are applied here,
+//! with progress of their own (`dflux.table_state`). At the end the lane waits, between two transactions, for the stretch
+//! that is left, which is short by then; both are at one position when the table is the lane's again. State is only in the target, so a
+//! restart goes on where this was.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use changelog::block::ChunkId;
+use changelog::{EventDecoder, LedgerRecord, Lsn, Position, TableName, avro};
+use rdkafka::{Message, Offset};
+use service::config;
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::catalog::Relations;
+use crate::error::{contract, target};
+use crate::event::{RawEvent, Slice};
+use crate::execute::{Applier, Batch, Scope, prepare};
+use crate::ledger::Ledger;
+use crate::load::{Loading, range, shared_for};
+use crate::merge::Applied;
+use crate::plan::{Change, Mode};
+use crate::subscribe::{Queue, Reader, Stop, poll};
+use crate::target::{Marking, Purpose, lane_row};
+use crate::{Error, observe};
+
+/// The lane waits so long at most for the last stretch.
+pub const REJOIN_WITHIN: Duration = Duration::from_secs(30);
+/// A round of the replay as short as this is the last one before the lane is asked to wait.
+const SHORT: Duration = Duration::from_millis(500);
+const POLL: Duration = Duration::from_millis(100);
+
+/// What the lane is asked, between two transactions.
+#[derive(Debug)]
+pub enum Request {
+    /// Empty the table and pass its events over from now on.
+    Suspend { table: TableName, generation: u32, done: oneshot::Sender<()> },
+    /// Say where the lane is, wait, and take the table back.
+    Rejoin { table: TableName, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
+}
+
+/// A row of `dflux.table_state`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    pub table: TableName,
+    pub generation: u32,
+    pub state: String,
+    pub replay_from: Option<Lsn>,
+}
+
+/// # Errors
+/// `Target`.
+pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<State>, Error> {
+    let sql = "SELECT schema_name, table_name, coalesce(generation, 0), coalesce(state, 'live'), replay_from::text \
+               FROM dflux.table_state WHERE lane = $1";
+    let rows = sqlx::query(sql).bind(lane).fetch_all(connection).await.map_err(target("dflux.table_state"))?;
+    let state = |row: &sqlx::postgres::PgRow| -> Result<State, sqlx::Error> {
+        Ok(State {
+            table: TableName::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?),
+            generation: row.try_get::<i32, _>(2)? as u32,
+            state: row.try_get(3)?,
+            replay_from: row.try_get::<Option<String>, _>(4)?.and_then(|text| text.parse().ok()),
+        })
+    };
+    rows.iter().map(state).collect::<Result<_, _>>().map_err(target("dflux.table_state"))
+}
+
+pub struct Resyncing {
+    pub loading: Loading,
+    pub registry_url: String,
+    pub batch: config::Consumer,
+}
+
+/// Watches the ledger and reads again what it asks for, one table at a time. Ends only by an error.
+pub async fn run(resyncing: Resyncing, requests: mpsc::Sender<Request>) -> Error {
+    match watch(&resyncing, &requests).await {
+        Ok(()) => Error::Thread { what: "watches the ledger" },
+        Err(error) => error,
+    }
+}
+
+async fn watch(resyncing: &Resyncing, requests: &mpsc::Sender<Request>) -> Result<(), Error> {
+    let (sender, mut records) = mpsc::channel(64);
+    let stop = Stop(Arc::new(AtomicBool::new(false)));
+    let (loading, seen) = (resyncing.loading.clone(), stop.0.clone());
+    std::thread::spawn(move || {
+        if let Err(error) = read_ledger(&loading, &seen, &sender) {
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    let mut ledger = Ledger::default();
+    loop {
+        match records.recv().await {
+            Some(record) => ledger.accept(record?),
+            None => return Ok(()),
+        }
+        // The ledger is taken as far as it goes before anything is begun: an older request may be outdated.
+        while let Ok(record) = records.try_recv() {
+            ledger.accept(record?);
+        }
+        if ledger.resyncs.is_empty() {
+            continue;
+        }
+        for (table, generation) in ledger.resyncs.clone() {
+            one(resyncing, requests, &mut ledger, &mut records, (table, generation)).await?;
+        }
+    }
+}
+
+fn read_ledger(
+    loading: &Loading,
+    stop: &AtomicBool,
+    sender: &mpsc::Sender<Result<LedgerRecord, Error>>,
+) -> Result<(), Error> {
+    let topic = loading.topics.ledger();
+    let mut reader = Reader::new(&loading.kafka, &loading.client, 1 << 20, 1)?;
+    let queue = reader.assign(&topic, 0, Offset::Beginning)?;
+    while !stop.load(Ordering::Relaxed) && !sender.is_closed() {
+        reader.serve()?;
+        let Some(message) = poll(&queue, &topic, 0, Duration::from_millis(500))? else { continue };
+        let Some(payload) = message.payload() else { continue };
+        let record = LedgerRecord::decode(payload)
+            .map_err(|error| contract(format!("{topic}, offset {}", message.offset()))(error))?;
+        if sender.blocking_send(Ok(record)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One table, from wherever it is.
+async fn one(
+    resyncing: &Resyncing,
+    requests: &mpsc::Sender<Request>,
+    ledger: &mut Ledger,
+    records: &mut mpsc::Receiver<Result<LedgerRecord, Error>>,
+    (table, generation): (TableName, u32),
+) -> Result<(), Error> {
+    let loading = &resyncing.loading;
+    let lane = &loading.sessions.lane;
+    let mut connection = loading.sessions.open(Purpose::Apply).await?;
+    let known = states(&mut connection, lane).await?.into_iter().find(|state| state.table == table);
+    let mut state = match known {
+        Some(state) if state.generation >= generation && state.state == "live" => return Ok(()),
+        Some(state) if state.generation >= generation => state,
+        _ => {
+            observe::resync(&table.to_string(), generation, "resyncing");
+            let (done, suspended) = oneshot::channel();
+            let request = Request::Suspend { table: table.clone(), generation, done };
+            requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+            suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+            State { table: table.clone(), generation, state: "resyncing".into(), replay_from: None }
+        }
+    };
+    if state.state == "resyncing" {
+        let from = load(resyncing, &mut connection, ledger, records, &state).await?;
+        set_state(&mut connection, lane, &table, "rejoining", Some(from)).await?;
+        observe::resync(&table.to_string(), generation, "rejoining");
+        state = State { state: "rejoining".into(), replay_from: Some(from), ..state };
+    }
+    let tolerant_below = tolerant_below(&mut connection, lane, &state).await?;
+    let mut replay = Replay::new(resyncing, connection, &state, tolerant_below).await?;
+    loop {
+        let began = Instant::now();
+        let at = lane_row(&mut replay.applier.connection, lane).await?;
+        let at = at.map(|row| row.applied).ok_or(Error::Thread { what: "leads the lane" })?;
+        replay.up_to(at).await?;
+        if began.elapsed() < SHORT {
+            break;
+        }
+    }
+    let (at, reached) = oneshot::channel();
+    let (resume, rejoined) = oneshot::channel();
+    let request = Request::Rejoin { table: table.clone(), at, rejoined };
+    requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+    let reached = reached.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+    replay.up_to(reached).await?;
+    set_state(&mut replay.applier.connection, lane, &table, "live", None).await?;
+    let _ = resume.send(());
+    observe::resync(&table.to_string(), generation, "live");
+    Ok(())
+}
+
+/// Loads the generation's chunks as the ledger tells where they lie; the point from which the topic is replayed.
+async fn load(
+    resyncing: &Resyncing,
+    connection: &mut PgConnection,
+    ledger: &mut Ledger,
+    records: &mut mpsc::Receiver<Result<LedgerRecord, Error>>,
+    state: &State,
+) -> Result<Lsn, Error> {
+    let lane = &resyncing.loading.sessions.lane;
+    let shared = shared_for(connection, lane, &state.table).await?;
+    loop {
+        let wanted = |id: &&ChunkId| id.table == state.table && id.generation == state.generation;
+        let ids: Vec<ChunkId> = ledger.chunks.keys().filter(wanted).cloned().collect();
+        for id in ids {
+            if !shared.lock().await.loaded.contains(&id) {
+                range(&resyncing.loading, &shared, &ledger.chunks[&id]).await?;
+            }
+        }
+        let missing = ledger.missing(&state.table, state.generation, &shared.lock().await.loaded);
+        if missing.is_some_and(|missing| missing.is_empty()) {
+            break;
+        }
+        match records.recv().await {
+            Some(record) => ledger.accept(record?),
+            None => return Err(Error::Thread { what: "watches the ledger" }),
+        }
+    }
+    chunk_point(connection, lane, state, "min(snapshot_lsn)::text").await
+}
+
+/// Chunks under another snapshot than a slot's may be ahead of the events below their point.
+async fn tolerant_below(connection: &mut PgConnection, lane: &str, state: &State) -> Result<Lsn, Error> {
+    let point = "CASE WHEN bool_and(exact_snapshot) AND min(snapshot_lsn) = max(snapshot_lsn) THEN '0/0' \
+                 ELSE max(snapshot_lsn)::text END";
+    chunk_point(connection, lane, state, point).await
+}
+
+/// A point over the loaded chunks of a table's generation; zero if there are none.
+async fn chunk_point(connection: &mut PgConnection, lane: &str, state: &State, point: &str) -> Result<Lsn, Error> {
+    let sql = format!(
+        "SELECT {point} FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3 AND generation = $4"
+    );
+    let point: Option<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        .bind(lane)
+        .bind(&state.table.schema)
+        .bind(&state.table.name)
+        .bind(state.generation as i32)
+        .fetch_one(connection)
+        .await
+        .map_err(target("dflux.chunk"))?;
+    Ok(point.and_then(|text| text.parse().ok()).unwrap_or_default())
+}
+
+async fn set_state(
+    connection: &mut PgConnection,
+    lane: &str,
+    table: &TableName,
+    state: &str,
+    replay_from: Option<Lsn>,
+) -> Result<(), Error> {
+    let sql = "UPDATE dflux.table_state SET state = $4, replay_from = coalesce($5::pg_lsn, replay_from) WHERE lane = $1 \
+               AND schema_name = $2 AND table_name = $3";
+    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(state);
+    let query = query.bind(replay_from.map(|lsn| lsn.to_string()));
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
+}
+
+/// One partition of the table's topic.
+struct Source {
+    partition: i32,
+    queue: Queue,
+    /// Offset behind the last record that was taken.
+    next_offset: i64,
+    seen: Option<Position>,
+    head: Option<RawEvent>,
+}
+
+struct Replay {
+    reader: Arc<Reader>,
+    topic: String,
+    sources: Vec<Source>,
+    applier: Applier,
+    relations: Relations,
+    from: Lsn,
+    tolerant_below: Lsn,
+    limits: config::Consumer,
+}
+
+impl Replay {
+    async fn new(
+        resyncing: &Resyncing,
+        connection: PgConnection,
+        state: &State,
+        tolerant_below: Lsn,
+    ) -> Result<Replay, Error> {
+        let loading = &resyncing.loading;
+        let topic = loading.topics.table(&state.table);
+        let opened = {
+            let (kafka, client, topic, bytes) =
+                (loading.kafka.clone(), loading.client.clone(), topic.clone(), loading.bytes_max / 4);
+            tokio::task::spawn_blocking(move || -> Result<(Reader, Vec<Source>), Error> {
+                let reader = Reader::new(&kafka, &client, bytes, 1)?;
+                let mut sources = Vec::new();
+                for partition in 0..reader.partitions(&topic)? {
+                    let queue = reader.assign(&topic, partition, Offset::Beginning)?;
+                    sources.push(Source { partition, queue, next_offset: 0, seen: None, head: None });
+                }
+                Ok((reader, sources))
+            })
+        };
+        let (reader, sources) = opened.await.map_err(|_| Error::Thread { what: "opens a table's topic" })??;
+        let scope = Scope::Table(state.table.clone());
+        let lane = &loading.sessions.lane;
+        Ok(Replay {
+            reader: Arc::new(reader),
+            topic,
+            sources,
+            applier: Applier::new(connection, Marking::Message, scope, lane, loading.epoch),
+            relations: Relations::new(&resyncing.registry_url),
+            from: state.replay_from.unwrap_or_default(),
+            tolerant_below,
+            limits: resyncing.batch.clone(),
+        })
+    }
+
+    /// Applies every event of the table that the lane's position covers and that is not applied yet.
+    async fn up_to(&mut self, at: Applied) -> Result<(), Error> {
+        // Events that the position covers were written before their manifest was applied: they lie before these ends.
+        let mut ends = HashMap::new();
+        for source in &self.sources {
+            let (reader, topic, partition) = (self.reader.clone(), self.topic.clone(), source.partition);
+            let end = tokio::task::spawn_blocking(move || reader.end(&topic, partition)).await;
+            ends.insert(partition, end.map_err(|_| Error::Thread { what: "asks for a topic's end" })??);
+        }
+        let mut batch = Batch::default();
+        loop {
+            for place in 0..self.sources.len() {
+                let end = ends[&self.sources[place].partition];
+                tokio::task::block_in_place(|| self.fill(place, end))?;
+            }
+            let position = |source: &Source| source.head.as_ref().map(|event| event.header.position);
+            let heads = self.sources.iter().enumerate().filter_map(|(place, source)| Some((position(source)?, place)));
+            let Some((position, place)) = heads.min().filter(|(position, _)| at.covers(position)) else { break };
+            let Some(event) = self.sources[place].head.take() else { break };
+            let begins = batch.applied.is_some_and(|applied| applied.position.commit_lsn != position.commit_lsn);
+            let full =
+                batch.changes.len() >= self.limits.batch_changes_max || batch.bytes >= self.limits.batch_bytes_max;
+            let pair = batch.changes.last().is_some_and(|change| change.event.header.op == changelog::Op::Delete);
+            if full && (begins || !pair) {
+                let prepared = prepare(&batch.changes)?;
+                self.applier.flush(&mut batch, prepared, begins).await?;
+                let applied = batch.applied.filter(|_| !begins);
+                batch = Batch { applied, ..Batch::default() };
+            }
+            if position.commit_lsn >= self.from {
+                let relation = self.relations.get(&mut self.applier.connection, event.schema_id).await?;
+                let tolerant = position.commit_lsn < self.tolerant_below && !relation.keyless();
+                let mode = if tolerant { Mode::Tolerant } else { Mode::Strict };
+                batch.bytes += event.value.bytes().len() + 100;
+                batch.changes.push(Change { relation, mode, event });
+                batch.applied = Some(Applied::through(position));
+            }
+        }
+        if batch.applied.is_some() {
+            let prepared = prepare(&batch.changes)?;
+            self.applier.flush(&mut batch, prepared, true).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the partition's next event that is no resend, if one lies before `end`.
+    fn fill(&mut self, place: usize, end: i64) -> Result<(), Error> {
+        let topic = self.topic.clone();
+        let source = &mut self.sources[place];
+        while source.head.is_none() && source.next_offset < end {
+            let Some(message) = poll(&source.queue, &topic, source.partition, POLL)? else { continue };
+            let offset = message.offset();
+            source.next_offset = offset + 1;
+            let Some(payload) = message.payload() else {
+                return Err(Error::EmptyRecord { topic, partition: source.partition, offset });
+            };
+            let (schema_id, header) =
+                EventDecoder::header(payload).map_err(|error| contract(format!("{topic}, offset {offset}"))(error))?;
+            if source.seen.is_some_and(|seen| header.position <= seen) {
+                continue;
+            }
+            source.seen = Some(header.position);
+            let key = message.key().unwrap_or_default();
+            let key = if key.len() > avro::FRAME_BYTES { &key[avro::FRAME_BYTES..] } else { key };
+            let (key, value) = (Slice::of(key), Slice::of(payload));
+            source.head = Some(RawEvent { header, schema_id, partition: 0, offset, key, value });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,469 @@
+//! The reading side: a thread of its own per use, partitions assigned by hand, exactly those polled that are needed next.
+//!
+//! No consumer group: progress is in the target. Where a partition begins is a hint that is checked: the record before
+//! the hinted offset must have the hinted position, else the topic is not the one that was read before. librdkafka's
+//! defaults hold 64 MB per partition; here a byte budget is divided among the partitions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use changelog::{EventDecoder, LaneRecord, Position, Topics, avro};
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::BorrowedMessage;
+use rdkafka::{Message, Offset, TopicPartitionList};
+use service::config;
+use tokio::sync::mpsc;
+
+use crate::error::contract;
+use crate::event::{Item, Parcel, PartitionIndex, RawEvent, Slice};
+use crate::merge::{Applied, Merge, Merged, PartitionName};
+use crate::target::now_micros;
+use crate::{Error, observe};
+
+/// A parcel is sent at the latest at this size.
+const PARCEL_BYTES: usize = 512 << 10;
+const PARCEL_ITEMS: usize = 2_000;
+/// How long a poll waits for a record; it is woken at once by one, and looks at the stop sign in between.
+const POLL: Duration = Duration::from_millis(200);
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
+
+pub type Queue = PartitionQueue<DefaultConsumerContext>;
+
+fn kafka(what: impl Into<String>) -> impl FnOnce(KafkaError) -> Error {
+    move |error| Error::Kafka { what: what.into(), message: error.to_string() }
+}
+
+/// Where a partition was left: the next offset, and the position of the record before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    pub next_offset: i64,
+    pub position: Position,
+}
+
+/// A client with its budget; partitions are added one by one.
+pub struct Reader {
+    consumer: Arc<BaseConsumer>,
+    polled_at: Instant,
+}
+
+impl Reader {
+    /// `partitions` is how many will share the budget.
+    ///
+    /// # Errors
+    /// `Service(Kafka)`.
+    pub fn new(kafka: &config::Kafka, client: &str, bytes_max: u64, partitions: usize) -> Result<Reader, Error> {
+        let partitions = partitions.max(1) as u64;
+        // What librdkafka holds may exceed the limit by one answer of the broker, so an answer is a part of the budget too.
+        let queued_kilobytes = (bytes_max / 2 / partitions / 1024).clamp(64, 65_536);
+        let answer_bytes = (bytes_max / 4).clamp(1 << 20, 16 << 20);
+        let partition_bytes = (answer_bytes / 2).clamp(512 << 10, 2 << 20);
+        // Besides its bytes each queued record costs some hundred bytes of bookkeeping.
+        let queued_records = (60_000 / partitions).clamp(500, 10_000);
+        let ours = [
+            // Manual assignment needs the name of a group, and nothing else of it.
+            ("group.id", format!("{client}-none")),
+            ("enable.auto.commit", "false".to_owned()),
+            ("enable.auto.offset.store", "false".to_owned()),
+            ("auto.offset.reset", "error".to_owned()),
+            ("allow.auto.create.topics", "false".to_owned()),
+            ("check.crcs", "true".to_owned()),
+            ("queued.max.messages.kbytes", queued_kilobytes.to_string()),
+            ("queued.min.messages", queued_records.to_string()),
+            ("fetch.wait.max.ms", "50".to_owned()),
+            ("fetch.error.backoff.ms", "10".to_owned()),
+            ("fetch.queue.backoff.ms", "5".to_owned()),
+            ("fetch.message.max.bytes", partition_bytes.to_string()),
+            ("message.max.bytes", answer_bytes.to_string()),
+            ("fetch.max.bytes", answer_bytes.to_string()),
+            ("receive.message.max.bytes", (answer_bytes + (128 << 20)).to_string()),
+            ("reconnect.backoff.ms", "50".to_owned()),
+            ("reconnect.backoff.max.ms", "1000".to_owned()),
+            ("topic.metadata.refresh.interval.ms", "30000".to_owned()),
+        ];
+        let config = service::kafka::client_config(kafka, client, &ours)?;
+        let consumer: BaseConsumer = service::kafka::create(kafka, &config)?;
+        Ok(Reader { consumer: Arc::new(consumer), polled_at: Instant::now() })
+    }
+
+    /// Number of partitions of a topic; 0 if there is no such topic.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn partitions(&self, topic: &str) -> Result<i32, Error> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), ASKED_WITHIN);
+        let metadata = metadata.map_err(kafka(format!("asking for topic {topic}")))?;
+        Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len() as i32))
+    }
+
+    /// Partitions of all topics that the lane owns.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn partitions_owned(&self, topics: &Topics) -> Result<usize, Error> {
+        let metadata = self.consumer.fetch_metadata(None, ASKED_WITHIN).map_err(kafka("asking for the topics"))?;
+        Ok(metadata
+            .topics()
+            .iter()
+            .filter(|topic| topics.owns(topic.name()))
+            .map(|topic| topic.partitions().len())
+            .sum())
+    }
+
+    /// Offset behind the last record.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn end(&self, topic: &str, partition: i32) -> Result<i64, Error> {
+        let ends = self.consumer.fetch_watermarks(topic, partition, ASKED_WITHIN);
+        ends.map(|ends| ends.1).map_err(kafka(format!("asking for the end of {topic}/{partition}")))
+    }
+
+    /// Begins to fetch a partition and gives its queue.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn assign(&self, topic: &str, partition: i32, from: Offset) -> Result<Queue, Error> {
+        let what = || format!("assigning partition {partition} of {topic}");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, from).map_err(kafka(what()))?;
+        let queue = self.consumer.split_partition_queue(topic, partition);
+        self.consumer.incremental_assign(&list).map_err(kafka(what()))?;
+        // Taken again: assigning may have led the queue back to the consumer's own.
+        let queue = self.consumer.split_partition_queue(topic, partition).or(queue);
+        queue.ok_or_else(|| Error::Kafka { what: what(), message: "no queue".into() })
+    }
+
+    /// Ends fetching a partition.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn unassign(&self, topic: &str, partition: i32) -> Result<(), Error> {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, partition);
+        self.consumer.incremental_unassign(&list).map_err(kafka(format!("leaving partition {partition} of {topic}")))
+    }
+
+    /// Serves the client's own events now and then; a message there would be one that escaped its queue.
+    pub fn serve(&mut self) -> Result<(), Error> {
+        if self.polled_at.elapsed() < Duration::from_millis(500) {
+            return Ok(());
+        }
+        self.polled_at = Instant::now();
+        match self.consumer.poll(Duration::ZERO) {
+            Some(Ok(message)) => Err(Error::Kafka {
+                what: format!("partition {} of {}", message.partition(), message.topic()),
+                message: "a record came outside of its queue".into(),
+            }),
+            Some(Err(error)) => judge(error, "", -1).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An error that will pass is none (librdkafka goes on by itself); one that says that the log is another is named.
+fn judge(error: KafkaError, topic: &str, partition: i32) -> Result<(), Error> {
+    use RDKafkaErrorCode as Code;
+    let code = error.rdkafka_error_code();
+    let replaced = |what: &str| Error::TopicReplaced { topic: topic.to_owned(), partition, what: what.to_owned() };
+    match code {
+        Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
+            Err(replaced("it has no record at the expected offset"))
+        }
+        Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) if partition >= 0 => {
+            Err(replaced("it is gone"))
+        }
+        Some(
+            Code::TopicAuthorizationFailed | Code::SaslAuthenticationFailed | Code::Authentication | Code::BadMessage,
+        ) => Err(Error::Kafka { what: format!("partition {partition} of {topic}"), message: error.to_string() }),
+        _ => {
+            tracing::debug!(%error, topic, partition, "librdkafka");
+            Ok(())
+        }
+    }
+}
+
+/// Polls one partition's queue.
+///
+/// # Errors
+/// `TopicReplaced`, `Kafka`.
+pub fn poll<'q>(
+    queue: &'q Queue,
+    topic: &str,
+    partition: i32,
+    wait: Duration,
+) -> Result<Option<BorrowedMessage<'q>>, Error> {
+    match queue.poll(wait) {
+        Some(Ok(message)) => Ok(Some(message)),
+        Some(Err(error)) => judge(error, topic, partition).map(|()| None),
+        None => Ok(None),
+    }
+}
+
+/// What the reading thread of a lane is told.
+pub struct LaneParameters {
+    pub kafka: config::Kafka,
+    pub topics: Topics,
+    pub client: String,
+    pub bytes_max: u64,
+    pub system_identifier: String,
+    pub timeline: i32,
+    pub applied: Applied,
+    pub hints: HashMap<(String, i32), Hint>,
+}
+
+/// Stops a thread when dropped.
+#[derive(Debug)]
+pub struct Stop(pub Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Starts the reading thread. The channel's last word is its error, if it ended with one.
+pub fn start(parameters: LaneParameters) -> (mpsc::Receiver<Result<Parcel, Error>>, Stop) {
+    let (sender, receiver) = mpsc::channel(8);
+    let stop = Arc::new(AtomicBool::new(false));
+    let seen = stop.clone();
+    std::thread::spawn(move || {
+        let result = LaneThread::new(parameters, sender.clone(), seen).and_then(|mut thread| thread.run());
+        if let Err(error) = result {
+            // Nobody listens any more if the lane was given up.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    (receiver, Stop(stop))
+}
+
+struct Source {
+    queue: Queue,
+    index: PartitionIndex,
+    /// The record before the first one wanted: checked and dropped.
+    expected: Option<Hint>,
+}
+
+struct LaneThread {
+    reader: Reader,
+    parameters: LaneParameters,
+    merge: Merge<RawEvent>,
+    sender: mpsc::Sender<Result<Parcel, Error>>,
+    stop: Arc<AtomicBool>,
+    sources: HashMap<PartitionName, Source>,
+    partition_counts: HashMap<String, i32>,
+    control: PartitionName,
+    parcel: Parcel,
+    parcel_bytes: usize,
+    /// Offset and time of arrival of the control records that are merged now.
+    control_offset: i64,
+    received_at_micros: i64,
+}
+
+impl LaneThread {
+    fn new(
+        parameters: LaneParameters,
+        sender: mpsc::Sender<Result<Parcel, Error>>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<LaneThread, Error> {
+        let probe = Reader::new(&parameters.kafka, &parameters.client, 1 << 20, 1)?;
+        let partitions = probe.partitions_owned(&parameters.topics)?;
+        drop(probe);
+        let reader = Reader::new(&parameters.kafka, &parameters.client, parameters.bytes_max, partitions)?;
+        let merge = Merge::new(&parameters.system_identifier, parameters.timeline, parameters.applied);
+        Ok(LaneThread {
+            reader,
+            merge,
+            sender,
+            stop,
+            sources: HashMap::new(),
+            partition_counts: HashMap::new(),
+            control: PartitionName { topic: parameters.topics.transactions(), partition: 0 },
+            parameters,
+            parcel: Parcel::new(),
+            parcel_bytes: 0,
+            control_offset: 0,
+            received_at_micros: 0,
+        })
+    }
+
+    fn run(&mut self) -> Result<(), Error> {
+        let control = self.control.clone();
+        self.open(&control)?;
+        while !self.stop.load(Ordering::Relaxed) {
+            self.reader.serve()?;
+            if let Some(merged) = self.merge.advance() {
+                self.put(merged)?;
+                continue;
+            }
+            let wanted = match self.merge.needs() {
+                Some(name) => name.clone(),
+                None => control.clone(),
+            };
+            if !self.sources.contains_key(&wanted) {
+                self.open(&wanted)?;
+            }
+            if !self.take(&wanted, Duration::ZERO)? {
+                // Nothing is there yet: what is ready must not wait for it.
+                self.send()?;
+                self.take(&wanted, POLL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one record of a partition. False if none came.
+    fn take(&mut self, name: &PartitionName, wait: Duration) -> Result<bool, Error> {
+        let Some(source) = self.sources.get_mut(name) else { return Ok(false) };
+        let Some(message) = poll(&source.queue, &name.topic, name.partition, wait)? else { return Ok(false) };
+        let offset = message.offset();
+        let Some(payload) = message.payload() else {
+            return Err(Error::EmptyRecord { topic: name.topic.clone(), partition: name.partition, offset });
+        };
+        let what = || format!("partition {} of topic {}, offset {offset}", name.partition, name.topic);
+        if *name == self.control {
+            let record = LaneRecord::decode(payload).map_err(|error| contract(what())(error))?;
+            if let Some(hint) = source.expected.take() {
+                return check(name, hint, offset, record.position()).map(|()| true);
+            }
+            drop(message);
+            self.control_offset = offset;
+            self.received_at_micros = now_micros();
+            if !self.merge.control(record)? {
+                observe::dropped();
+            }
+            return Ok(true);
+        }
+        let (schema_id, header) = EventDecoder::header(payload).map_err(|error| contract(what())(error))?;
+        if let Some(hint) = source.expected.take() {
+            return check(name, hint, offset, Some(header.position)).map(|()| true);
+        }
+        let key = message.key().unwrap_or_default();
+        let key = if key.len() > avro::FRAME_BYTES { &key[avro::FRAME_BYTES..] } else { key };
+        let mut bytes = Vec::with_capacity(key.len() + payload.len());
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(payload);
+        let (key_length, length) = (key.len(), bytes.len());
+        let bytes = Arc::new(bytes);
+        let event = RawEvent {
+            header,
+            schema_id,
+            partition: source.index,
+            offset,
+            key: Slice::new(bytes.clone(), 0, key_length),
+            value: Slice::new(bytes, key_length, length - key_length),
+        };
+        drop(message);
+        if !self.merge.event(header, event)? {
+            observe::dropped();
+        }
+        Ok(true)
+    }
+
+    fn put(&mut self, merged: Merged<RawEvent>) -> Result<(), Error> {
+        let item = match merged {
+            Merged::Event(_, event) => {
+                self.parcel_bytes += event.value.bytes().len() + event.key.bytes().len();
+                Item::Event(event)
+            }
+            Merged::End(manifest) => Item::End { manifest, offset: self.control_offset },
+            Merged::Marker(marker) => {
+                Item::Marker { marker, received_at_micros: self.received_at_micros, offset: self.control_offset }
+            }
+        };
+        self.parcel.push(item);
+        if self.parcel_bytes >= PARCEL_BYTES || self.parcel.len() >= PARCEL_ITEMS {
+            self.send()?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self) -> Result<(), Error> {
+        if self.parcel.is_empty() {
+            return Ok(());
+        }
+        self.parcel_bytes = 0;
+        let parcel = std::mem::take(&mut self.parcel);
+        if self.sender.blocking_send(Ok(parcel)).is_err() {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Begins a partition where it was left, or at its beginning.
+    fn open(&mut self, name: &PartitionName) -> Result<(), Error> {
+        let count = match self.partition_counts.get(&name.topic) {
+            Some(count) => *count,
+            None => {
+                let count = self.reader.partitions(&name.topic)?;
+                self.partition_counts.insert(name.topic.clone(), count);
+                count
+            }
+        };
+        if count == 0 {
+            let what = "there is no such topic".to_owned();
+            return Err(Error::TopicReplaced { topic: name.topic.clone(), partition: name.partition, what });
+        }
+        if name.partition >= count {
+            let topic = name.topic.clone();
+            return Err(Error::PartitionsChanged { topic, expected: count, partition: name.partition });
+        }
+        let expected = self.parameters.hints.get(&(name.topic.clone(), name.partition)).copied();
+        let from = match expected {
+            Some(hint) => Offset::Offset(hint.next_offset - 1),
+            None => Offset::Beginning,
+        };
+        let queue = self.reader.assign(&name.topic, name.partition, from)?;
+        let index = PartitionIndex::try_from(self.sources.len()).map_err(|_| Error::Kafka {
+            what: format!("partition {} of {}", name.partition, name.topic),
+            message: "more partitions than one lane can have (65,535)".into(),
+        })?;
+        self.parcel.push(Item::Partition { index, topic: Arc::from(name.topic.as_str()), partition: name.partition });
+        self.sources.insert(name.clone(), Source { queue, index, expected });
+        Ok(())
+    }
+}
+
+/// Whether the record before the hinted offset is the one that was applied.
+fn check(name: &PartitionName, hint: Hint, offset: i64, position: Option<Position>) -> Result<(), Error> {
+    if offset == hint.next_offset - 1 && position == Some(hint.position) {
+        return Ok(());
+    }
+    let found = position.map_or_else(|| "none".to_owned(), |position| position.to_string());
+    let what = format!(
+        "the record at offset {} was of {}, and the first one there now is at offset {offset} and of {found}",
+        hint.next_offset - 1,
+        hint.position
+    );
+    Err(Error::TopicReplaced { topic: name.topic.clone(), partition: name.partition, what })
+}
+
+/// The first record of `-transactions`; `None` while the producer has not written it. Blocks up to some seconds.
+///
+/// # Errors
+/// `Kafka`, `TopicReplaced` if the first record is no birth.
+pub fn birth(kafka: &config::Kafka, topics: &Topics, client: &str) -> Result<Option<changelog::Birth>, Error> {
+    let topic = topics.transactions();
+    let reader = Reader::new(kafka, client, 1 << 20, 1)?;
+    if reader.partitions(&topic)? == 0 || reader.end(&topic, 0)? == 0 {
+        return Ok(None);
+    }
+    let queue = reader.assign(&topic, 0, Offset::Beginning)?;
+    let began = Instant::now();
+    while began.elapsed() < ASKED_WITHIN {
+        if let Some(message) = poll(&queue, &topic, 0, POLL)? {
+            let payload = message.payload().unwrap_or_default();
+            let record =
+                LaneRecord::decode(payload).map_err(|error| contract(format!("first record of {topic}"))(error))?;
+            let LaneRecord::Birth(birth) = record else {
+                let what = "its first record is not the lane's birth".to_owned();
+                return Err(Error::TopicReplaced { topic, partition: 0, what });
+            };
+            return Ok(Some(birth));
+        }
+    }
+    Err(Error::Kafka { what: format!("reading the first record of {topic}"), message: "no answer".into() })
+}

@@ -1,0 +1,71 @@
+//! A session with one of the two databases that names its role and the question in every error.
+
+use service::session::Address;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+use crate::Error;
+
+pub type Parameter<'a> = &'a (dyn ToSql + Sync);
+
+#[derive(Debug)]
+pub struct Database {
+    pub role: &'static str,
+    pub client: Client,
+}
+
+impl Database {
+    /// # Errors
+    /// `Service` with the server's words.
+    pub async fn connect(role: &'static str, url: &str) -> Result<Database, Error> {
+        let client = Address::parse(role, url)?.connect("dflux").await?;
+        Ok(Database { role, client })
+    }
+
+    /// `what` completes "the … could not be …" in the error.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn rows(&self, what: &str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Error> {
+        self.client.query(sql, parameters).await.map_err(|source| self.failed(what, source))
+    }
+
+    /// # Errors
+    /// `Sql`, also when there is not exactly one row.
+    pub async fn row(&self, what: &str, sql: &str, parameters: &[Parameter<'_>]) -> Result<Row, Error> {
+        self.client.query_one(sql, parameters).await.map_err(|source| self.failed(what, source))
+    }
+
+    /// # Errors
+    /// `Sql`.
+    pub async fn execute(&self, what: &str, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, Error> {
+        self.client.execute(sql, parameters).await.map_err(|source| self.failed(what, source))
+    }
+
+    /// # Errors
+    /// `Sql`.
+    pub async fn batch(&self, what: &str, sql: &str) -> Result<(), Error> {
+        self.client.batch_execute(sql).await.map_err(|source| self.failed(what, source))
+    }
+
+    /// Whether a relation exists, by its quoted name.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn has(&self, quoted: &str) -> Result<bool, Error> {
+        let row = self.row(quoted, "SELECT to_regclass($1::text) IS NOT NULL", &[&quoted]).await?;
+        self.get(&row, 0)
+    }
+
+    /// A column of a row: a catalog that answers with another type is an error and no panic.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub fn get<'a, T: tokio_postgres::types::FromSql<'a>>(&self, row: &'a Row, column: usize) -> Result<T, Error> {
+        row.try_get(column).map_err(|source| self.failed("an answer has another type than expected", source))
+    }
+
+    pub fn failed(&self, what: &str, source: tokio_postgres::Error) -> Error {
+        Error::Sql { role: self.role, what: what.to_owned(), source }
+    }
+}

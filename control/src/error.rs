@@ -1,0 +1,179 @@
+//! What can go wrong in a command, its exit code and its remedy.
+
+use std::process::ExitCode;
+
+use changelog::TableName;
+use service::Hint;
+
+/// Exit codes of `dflux`, the same for every command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    /// A wrong use, a server that does not answer, a failure: nothing is known to be half done.
+    Failed,
+    /// The state of things does not allow it; nothing was changed.
+    Refused,
+}
+
+impl Exit {
+    pub fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Refused => 2,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Service(#[from] service::Error),
+    #[error("{role} database: {what}")]
+    Sql { role: &'static str, what: String, source: tokio_postgres::Error },
+    #[error("{what} was refused: {count} blocker(s)")]
+    Blocked { what: &'static str, count: usize },
+    #[error("no table is selected by [migration] tables = {patterns:?}")]
+    NoTables { patterns: Vec<String> },
+    #[error("table {table} is not in the source database")]
+    NoSuchTable { table: String },
+    #[error("table {table} is not part of migration {migration}: [migration] tables and exclude do not select it")]
+    NotSelected { table: TableName, migration: String },
+    #[error("`{name}` names {count} tables")]
+    AmbiguousTable { name: String, count: usize },
+    #[error("migration {migration} has no lane on the target yet: there is nothing to {what}")]
+    NoLane { migration: String, what: &'static str },
+    #[error("slot {slot} is in use by process {pid} of the source")]
+    SlotInUse { slot: String, pid: i32 },
+    #[error("a consumer applies lane {lane} on the target (process {pid})")]
+    LaneInUse { lane: String, pid: i32 },
+    #[error("{program} of PostgreSQL {needed} or later was not found: looked in {looked}")]
+    NoProgram { program: &'static str, needed: i32, looked: String },
+    #[error("{program} failed: {message}")]
+    Program { program: String, message: String },
+    #[error("{program} wrote what this dflux does not understand: {message}")]
+    Archive { program: &'static str, message: String },
+    #[error("target database: {object} cannot be made")]
+    PreData { object: String, source: tokio_postgres::Error },
+    #[error("{failed} of {total} steps failed on the target; the others are done")]
+    Steps { failed: usize, total: usize },
+    #[error("topic {topic}, offset {offset}: a record cannot be read")]
+    Ledger { topic: String, offset: i64, source: Box<changelog::Error> },
+    #[error("topic {topic} is not there")]
+    NoTopic { topic: String },
+    #[error("Kafka at {brokers}: {what} took longer than {seconds} s")]
+    KafkaSlow { brokers: String, what: String, seconds: u64 },
+    #[error("resync of {table} as generation {generation} did not finish within {seconds} s")]
+    ResyncSlow { table: TableName, generation: u32, seconds: u64 },
+    #[error("cannot write {path}")]
+    Write { path: String, source: std::io::Error },
+    #[error("the source cannot be prepared")]
+    Source { source: Box<dyn std::error::Error + Send + Sync>, hint: Option<String> },
+    #[error("cleanup removes things and was not confirmed: nothing was changed")]
+    Unconfirmed,
+    #[error("another dflux prepare of migration {migration} is running")]
+    Busy { migration: String },
+}
+
+impl Error {
+    pub fn exit(&self) -> Exit {
+        match self {
+            Error::Blocked { .. }
+            | Error::NoTables { .. }
+            | Error::NoSuchTable { .. }
+            | Error::NotSelected { .. }
+            | Error::AmbiguousTable { .. }
+            | Error::NoLane { .. }
+            | Error::SlotInUse { .. }
+            | Error::LaneInUse { .. }
+            | Error::Unconfirmed
+            | Error::Busy { .. } => Exit::Refused,
+            Error::Service(_)
+            | Error::Sql { .. }
+            | Error::NoProgram { .. }
+            | Error::Program { .. }
+            | Error::Archive { .. }
+            | Error::PreData { .. }
+            | Error::Steps { .. }
+            | Error::Ledger { .. }
+            | Error::NoTopic { .. }
+            | Error::KafkaSlow { .. }
+            | Error::ResyncSlow { .. }
+            | Error::Write { .. }
+            | Error::Source { .. } => Exit::Failed,
+        }
+    }
+}
+
+impl Hint for Error {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Service(error) => return error.hint(),
+            Error::Sql { role, source, .. } => return sql_hint(role, source),
+            Error::Blocked { .. } => "do what each blocker's remedy says, then run it again".into(),
+            Error::NoTables { .. } => "write patterns `schema.table`, \"*.*\" for all, into [migration] tables".into(),
+            Error::NoSuchTable { .. } | Error::AmbiguousTable { .. } => {
+                "name it schema.table, as dflux status lists it".into()
+            }
+            Error::NotSelected { table, .. } => format!("add \"{table}\" to [migration] tables, then dflux prepare"),
+            Error::NoLane { .. } => "dflux prepare, then start producer and consumer".into(),
+            Error::SlotInUse { slot, .. } => {
+                format!("stop the producer of this migration, or choose another name than {slot} in [migration] slot")
+            }
+            Error::LaneInUse { .. } => "stop the consumers of this migration first".into(),
+            Error::NoProgram { needed, .. } => {
+                format!("apt-get install postgresql-client-{needed}, or set DFLUX_PG_BIN to the folder of its programs")
+            }
+            Error::Program { message, .. } if message.contains("permission denied") => {
+                "GRANT SELECT on what it names to the user of [source] url, or exclude it, then dflux prepare".into()
+            }
+            Error::Program { .. } => "mend what it names, then dflux prepare".into(),
+            Error::Archive { .. } => "use PostgreSQL's own pg_dump and pg_restore (DFLUX_PG_BIN)".into(),
+            Error::PreData { source, .. } => match sql_hint("target", source) {
+                Some(hint) => hint,
+                None => "make it by hand on the target, then dflux prepare; nothing was changed".into(),
+            },
+            Error::Steps { .. } => "mend what each error names, then dflux prepare: it does what is left".into(),
+            Error::Ledger { .. } => "the topic was written by another version of dflux, or by somebody else".into(),
+            Error::NoTopic { .. } => "start the producer: it makes the topics".into(),
+            Error::KafkaSlow { .. } => "check the brokers, then run it again".into(),
+            Error::ResyncSlow { .. } => {
+                "dflux status --watch shows how far it is; the request stands, it needs no repetition".into()
+            }
+            Error::Write { .. } => "choose a file that can be written".into(),
+            Error::Source { hint, .. } => return hint.clone(),
+            Error::Unconfirmed => "dflux cleanup --yes".into(),
+            Error::Busy { .. } => "wait for it, then dflux prepare".into(),
+        })
+    }
+}
+
+fn sql_hint(role: &str, error: &tokio_postgres::Error) -> Option<String> {
+    match error.code()?.code() {
+        "42501" => {
+            Some(format!("GRANT what it names to the user of [{role}] url (dflux assess lists every privilege)"))
+        }
+        "55P03" => Some("another session holds a lock on that table: end it, or run it again later".into()),
+        "53100" => Some(format!("free disk space on the {role} server")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_and_a_failure_have_different_exit_codes() {
+        assert_eq!(Error::Unconfirmed.exit().code(), 2);
+        assert_eq!(Error::Blocked { what: "prepare", count: 1 }.exit().code(), 2);
+        assert_eq!(Error::NoTopic { topic: "t".into() }.exit().code(), 1);
+        assert_eq!(Exit::Done.code(), 0);
+    }
+}

@@ -1,0 +1,124 @@
+//! What `prepare` changes on the source: replica identities and the publication. The producer's own code makes both; here it
+//! is written down first and undone on failure.
+
+use changelog::table::quote_identifier;
+use producer::source::{catalog, publication};
+use service::{Config, Hint};
+
+use crate::{Database, Error};
+
+/// What this run wrote down.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// Rows of `dflux.source_change`.
+    ids: Vec<i64>,
+    /// The publication was there before.
+    had_publication: bool,
+}
+
+fn failed(error: producer::error::Error) -> Error {
+    let hint = error.hint();
+    Error::Source { source: Box::new(error), hint }
+}
+
+/// Makes the schema `dflux` on the target and writes down what will be changed on the source, and what was there before.
+///
+/// # Errors
+/// `Sql`, `Source`.
+pub async fn record(config: &Config, (source, target): (&Database, &Database)) -> Result<Recorded, Error> {
+    let migration = &config.migration;
+    let ddl = format!(
+        "BEGIN; SELECT pg_catalog.pg_advisory_xact_lock({}); SET LOCAL client_min_messages = warning; {}; COMMIT",
+        consumer::schema::DDL_LOCK,
+        consumer::schema::DDL
+    );
+    if let Err(error) = target.batch("the schema dflux cannot be made", &ddl).await {
+        target.batch("ending a transaction", "ROLLBACK").await?;
+        return Err(error);
+    }
+    let all = catalog::all_tables(&source.client).await.map_err(failed)?;
+    let selection = catalog::select(&all, migration);
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)";
+    let row = source.row("its publications", sql, &[&migration.publication]).await?;
+    let had_publication = source.get(&row, 0)?;
+    let mut recorded = Recorded { ids: Vec::new(), had_publication };
+    for table in &selection.need_full {
+        let change = Change {
+            kind: "replica_identity",
+            schema: &table.name.schema,
+            table: &table.name.name,
+            before: table.identity.name(),
+        };
+        recorded.ids.extend(insert(target, &migration.name, &change).await?);
+    }
+    if !had_publication {
+        let change = Change { kind: "publication", schema: "", table: &migration.publication, before: "" };
+        recorded.ids.extend(insert(target, &migration.name, &change).await?);
+    }
+    // The producer makes the slot; that it is ours is written down here, where somebody can see it.
+    let change = Change { kind: "slot", schema: "", table: &migration.slot, before: "" };
+    recorded.ids.extend(insert(target, &migration.name, &change).await?);
+    Ok(recorded)
+}
+
+struct Change<'a> {
+    kind: &'static str,
+    schema: &'a str,
+    table: &'a str,
+    before: &'a str,
+}
+
+/// The first record of a thing stands: a second run would see what the first one made as what was there before.
+async fn insert(target: &Database, migration: &str, change: &Change<'_>) -> Result<Option<i64>, Error> {
+    let sql = "INSERT INTO dflux.source_change (migration, kind, schema_name, table_name, before)
+        SELECT $1::text, $2::text, $3::text, $4::text, $5::text WHERE NOT EXISTS (SELECT FROM dflux.source_change
+          WHERE migration = $1 AND kind = $2 AND schema_name = $3 AND table_name = $4) RETURNING id";
+    let parameters: [crate::database::Parameter<'_>; 5] =
+        [&migration, &change.kind, &change.schema, &change.table, &change.before];
+    let rows = target.rows("writing down what is changed", sql, &parameters).await?;
+    rows.first().map(|row| target.get(row, 0)).transpose()
+}
+
+/// # Errors
+/// `Source` with the producer's words and hint.
+pub async fn change(config: &Config, source: &Database) -> Result<publication::Prepared, Error> {
+    publication::prepare(&source.client, &config.migration, &config.migration.publication).await.map_err(failed)
+}
+
+pub fn say(config: &Config, changed: &publication::Prepared) {
+    for identity in &changed.identities {
+        println!("source: {} has REPLICA IDENTITY FULL now (was {})", identity.table, identity.before.name());
+    }
+    let (name, tables) = (&config.migration.publication, changed.selection.published.len());
+    if changed.publication_created {
+        println!("source: publication {name} made, {tables} table(s)");
+    } else if !changed.added.is_empty() {
+        println!("source: {} table(s) added to publication {name}", changed.added.len());
+    }
+    for (table, reason) in &changed.selection.left_out {
+        println!("source: {table} is left out: {reason}");
+    }
+}
+
+/// Takes back what this run changed, and forgets it.
+///
+/// # Errors
+/// `Sql`; what is left stands in `dflux.source_change`, for `dflux cleanup`.
+pub async fn undo(
+    config: &Config,
+    (source, target): (&Database, &Database),
+    recorded: &Recorded,
+    made_schema: bool,
+) -> Result<(), Error> {
+    if !recorded.had_publication {
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_identifier(&config.migration.publication));
+        source.batch("dropping the publication", &sql).await?;
+    }
+    crate::cleanup::restore_identities(config, (source, target), Some(&recorded.ids)).await?;
+    let sql = "DELETE FROM dflux.source_change WHERE id = ANY ($1)";
+    target.execute("forgetting what was changed", sql, &[&recorded.ids]).await?;
+    if made_schema {
+        target.batch("dropping the schema dflux", "DROP SCHEMA IF EXISTS dflux CASCADE").await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,301 @@
+//! `dflux status`: where the migration stands, from what the services leave behind: `dflux.lane` and `dflux.chunk` on the
+//! target, the ledger on Kafka, the slot on the source. Reads only.
+//!
+//! A part that does not answer is shown as such and does not hide the others: status is asked for when something is wrong.
+
+pub mod lane;
+pub mod progress;
+mod watch;
+
+use std::collections::BTreeMap;
+
+use changelog::{Lane as Direction, TableName, Topics};
+use serde::Serialize;
+use service::Config;
+
+use crate::error::Exit;
+use crate::topics::Kafka;
+use crate::{Database, Error};
+use lane::{Lane, Slot};
+use progress::{Backfill, Loaded};
+
+/// What `--json` prints.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    pub migration: String,
+    /// `unprepared`, `prepared`, `starting`, `backfill`, `indexing`, `catching_up`, `streaming`, `stopped`, `unknown`.
+    pub phase: &'static str,
+    pub lanes: Vec<LaneStatus>,
+    /// Parts that did not answer.
+    pub unreachable: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct LaneStatus {
+    pub lane: String,
+    pub phase: &'static str,
+    /// Commit on the source to commit on the target.
+    pub lag_ms: Option<f64>,
+    pub lag_by_hop_ms: Hops,
+    /// WAL of the source that is not applied yet.
+    pub lag_bytes: Option<i64>,
+    pub position: Option<Position>,
+    pub slot: Option<Slot>,
+    pub backfill: Option<Backfill>,
+    pub changes_applied: i64,
+    pub transactions_applied: i64,
+    /// Rows that must be read again before the lane is exact.
+    pub incomplete: i64,
+    pub diverged: i64,
+    /// Steps that `dflux prepare` will do after the catch-up.
+    pub pending_steps: i64,
+    pub instance: Option<String>,
+    pub heartbeat_age_seconds: Option<f64>,
+    pub error: Option<String>,
+    pub hint: Option<String>,
+}
+
+/// The newest applied marker, hop by hop; clocks of different machines take part.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Hops {
+    pub source_to_producer: Option<f64>,
+    pub producer_to_consumer: Option<f64>,
+    pub consumer_to_target: Option<f64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Position {
+    pub commit_lsn: String,
+    pub ordinal: i64,
+    pub part: i32,
+}
+
+/// # Errors
+/// `Service` when neither database answers; otherwise what does not answer is part of the answer.
+pub async fn run(config: &Config, json: bool, watching: bool) -> Result<Exit, Error> {
+    if watching {
+        return watch::run(config).await;
+    }
+    let mut reader = Reader::new(config);
+    let status = reader.read().await?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status).unwrap_or_default());
+    } else {
+        print!("{}", text(&status));
+    }
+    Ok(Exit::Done)
+}
+
+/// Keeps its sessions from one look to the next, and makes them anew when they break.
+pub(crate) struct Reader<'a> {
+    config: &'a Config,
+    source: Option<Database>,
+    target: Option<Database>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(config: &'a Config) -> Reader<'a> {
+        Reader { config, source: None, target: None }
+    }
+
+    pub(crate) async fn read(&mut self) -> Result<Status, Error> {
+        let mut unreachable = Vec::new();
+        let target = match self.read_target().await {
+            Ok(held) => Some(held),
+            Err(error) => {
+                self.target = None;
+                note(&mut unreachable, &error);
+                None
+            }
+        };
+        let (prepared, lane, loaded) = target.clone().unwrap_or_default();
+        let applied = lane.as_ref().and_then(|lane| lane.commit_lsn.clone());
+        let source = match self.read_source(applied.as_deref()).await {
+            Ok(held) => Some(held),
+            Err(error) => {
+                self.source = None;
+                note(&mut unreachable, &error);
+                if target.is_none() {
+                    return Err(error);
+                }
+                None
+            }
+        };
+        let ledger = Topics::new(&self.config.migration.name, Direction::Forward).ledger();
+        let backfill = match Kafka::new(&self.config.kafka).ledger(&ledger).await {
+            Ok(records) if records.is_empty() => None,
+            Ok(records) => Some(progress::fold(&records, &loaded)),
+            Err(error) => {
+                note(&mut unreachable, &error);
+                None
+            }
+        };
+        let phase = match (&lane, prepared, &backfill) {
+            _ if target.is_none() => "unknown",
+            (Some(lane), _, _) => lane.phase(),
+            (None, _, Some(_)) => "backfill",
+            (None, true, None) => "prepared",
+            (None, false, None) => "unprepared",
+        };
+        let name = format!("{}/forward", self.config.migration.name);
+        let lanes = if lane.is_some() || backfill.is_some() {
+            vec![lane_status(name, phase, lane.unwrap_or_default(), source, backfill)]
+        } else {
+            Vec::new()
+        };
+        Ok(Status { migration: self.config.migration.name.clone(), phase, lanes, unreachable })
+    }
+
+    async fn read_target(&mut self) -> Result<(bool, Option<Lane>, BTreeMap<TableName, Vec<Loaded>>), Error> {
+        let target = connected(&mut self.target, "target", &self.config.target.url).await?;
+        let prepared = target.has("dflux.schema_step").await?;
+        let lane = lane::read(target, self.config).await?;
+        let loaded = if prepared { loaded(target, &self.config.migration.name).await? } else { BTreeMap::new() };
+        Ok((prepared, lane, loaded))
+    }
+
+    async fn read_source(&mut self, applied: Option<&str>) -> Result<(f64, Slot, Option<i64>), Error> {
+        let source = connected(&mut self.source, "source", &self.config.source.url).await?;
+        lane::read_source(source, &self.config.migration.slot, applied).await
+    }
+}
+
+async fn connected<'a>(held: &'a mut Option<Database>, role: &'static str, url: &str) -> Result<&'a Database, Error> {
+    if held.as_ref().is_none_or(|database| database.client.is_closed()) {
+        *held = None;
+    }
+    match held {
+        Some(database) => Ok(database),
+        None => Ok(held.insert(Database::connect(role, url).await?)),
+    }
+}
+
+fn note(unreachable: &mut Vec<String>, error: &Error) {
+    unreachable.push(service::report(error, None).replacen("error: ", "", 1).replace("\n  caused by", ""));
+}
+
+fn lane_status(
+    name: String,
+    phase: &'static str,
+    lane: Lane,
+    source: Option<(f64, Slot, Option<i64>)>,
+    backfill: Option<Backfill>,
+) -> LaneStatus {
+    let (now, slot, behind) = match source {
+        Some((now, slot, behind)) => (Some(now), Some(slot), behind),
+        None => (None, None, None),
+    };
+    let between = |from: Option<f64>, to: Option<f64>| Some(((to? - from?).max(0.0) * 10.0).round() / 10.0);
+    LaneStatus {
+        lane: name,
+        phase,
+        lag_ms: now.and_then(|now| lane.lag_ms(now)).map(|lag| (lag * 10.0).round() / 10.0),
+        lag_by_hop_ms: Hops {
+            source_to_producer: between(lane.emitted_ms, lane.decoded_ms),
+            producer_to_consumer: between(lane.decoded_ms, lane.received_ms),
+            consumer_to_target: between(lane.received_ms, lane.applied_ms),
+        },
+        lag_bytes: behind,
+        position: lane.commit_lsn.clone().map(|commit_lsn| Position {
+            commit_lsn,
+            ordinal: lane.ordinal,
+            part: lane.part,
+        }),
+        slot,
+        backfill,
+        changes_applied: lane.changes_applied,
+        transactions_applied: lane.transactions_applied,
+        incomplete: lane.incomplete,
+        diverged: lane.diverged,
+        pending_steps: lane.pending_steps,
+        instance: lane.instance,
+        heartbeat_age_seconds: lane.heartbeat_age_seconds.map(|age| (age * 10.0).round() / 10.0),
+        error: lane.error,
+        hint: lane.error_hint,
+    }
+}
+
+/// Chunks and rows that the target has, by table and generation, and the table's state.
+pub(crate) async fn loaded(target: &Database, migration: &str) -> Result<BTreeMap<TableName, Vec<Loaded>>, Error> {
+    let lane = format!("{migration}/forward");
+    let sql = "SELECT schema_name, table_name, generation, count(*)::bigint, coalesce(sum(row_count), 0)::bigint, ''
+        FROM dflux.chunk WHERE lane = $1 GROUP BY 1, 2, 3
+      UNION ALL SELECT schema_name, table_name, coalesce(generation, -1), 0, 0, coalesce(state, '')
+        FROM dflux.table_state WHERE lane = $1";
+    let mut loaded: BTreeMap<TableName, Vec<Loaded>> = BTreeMap::new();
+    for row in target.rows("its chunks", sql, &[&lane]).await? {
+        let table = TableName::new(target.get::<String>(&row, 0)?, target.get::<String>(&row, 1)?);
+        let generation = u32::try_from(target.get::<i32>(&row, 2)?).unwrap_or(0);
+        let (chunks, rows): (i64, i64) = (target.get(&row, 3)?, target.get(&row, 4)?);
+        let state: String = target.get(&row, 5)?;
+        let held = loaded.entry(table).or_default();
+        match held.iter_mut().find(|held| held.generation == generation) {
+            Some(held) if !state.is_empty() => held.state = state,
+            Some(held) => (held.chunks, held.rows) = (chunks as u32, rows as u64),
+            None => held.push(Loaded { generation, chunks: chunks as u32, rows: rows as u64, state }),
+        }
+    }
+    Ok(loaded)
+}
+
+/// The answer for people.
+pub(crate) fn text(status: &Status) -> String {
+    use std::fmt::Write as _;
+    let mut out = format!("migration {}: {}\n", status.migration, status.phase);
+    for lane in &status.lanes {
+        let lag = lane.lag_ms.map_or("unknown".into(), |lag| format!("{lag:.0} ms"));
+        let bytes = lane.lag_bytes.map_or("unknown".into(), |bytes| crate::assess::estimate::size(bytes.max(0) as u64));
+        let at = lane.position.as_ref().map_or("nothing yet".into(), |position| position.commit_lsn.clone());
+        let _ = writeln!(out, "lane {}: {}, applied up to {at}, lag {lag}, {bytes} of WAL", lane.lane, lane.phase);
+        if let Some(slot) = &lane.slot {
+            let state = match (slot.exists, slot.active) {
+                (false, _) => "missing".to_owned(),
+                (true, active) => {
+                    let retained = crate::assess::estimate::size(slot.retained_bytes.unwrap_or(0).max(0) as u64);
+                    format!("{}, keeps {retained} of WAL", if active { "in use" } else { "not in use" })
+                }
+            };
+            let _ = writeln!(out, "  slot {}: {state}", slot.name);
+        }
+        if let Some(backfill) = &lane.backfill {
+            let _ = writeln!(
+                out,
+                "  backfill: {} of {} chunk(s) copied, {} loaded; {} of about {} rows loaded",
+                backfill.chunks_copied,
+                backfill.chunks_planned,
+                backfill.chunks_loaded,
+                backfill.rows_loaded,
+                backfill.rows_expected
+            );
+            for table in
+                backfill.tables.iter().filter(|table| !table.loaded() || !matches!(table.state.as_str(), "" | "live"))
+            {
+                let _ = writeln!(
+                    out,
+                    "    {}: {}/{} {}",
+                    table.table, table.chunks_loaded, table.chunks_planned, table.state
+                );
+            }
+        }
+        if lane.diverged > 0 {
+            let _ = writeln!(
+                out,
+                "  diverged: {} change(s) found no row: SELECT * FROM dflux.divergence on the target",
+                lane.diverged
+            );
+        }
+        if lane.pending_steps > 0 {
+            let _ = writeln!(out, "  {} step(s) wait for dflux prepare", lane.pending_steps);
+        }
+        if let Some(error) = &lane.error {
+            let _ = writeln!(out, "  error: {error}");
+            if let Some(hint) = &lane.hint {
+                let _ = writeln!(out, "  hint: {hint}");
+            }
+        }
+    }
+    for part in &status.unreachable {
+        let _ = writeln!(out, "no answer: {part}");
+    }
+    out
+}

@@ -1,0 +1,254 @@
+//! Reading chunks: one worker per partition of the snapshot topic, one COPY per chunk, its bytes cut into blocks. I/O.
+//!
+//! The bytes are COPY's own, unread. A chunk's last block is held back until it is known that the table was not rewritten
+//! under the snapshot (TRUNCATE, ALTER TABLE): such a table reads as empty without any error. Only with its last block a
+//! chunk is whole, so an attempt without it leaves nothing behind.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use changelog::Block;
+use changelog::block::{ChunkId, CopyFormat};
+use changelog::ledger::{Chunk, Plan};
+use futures_util::StreamExt;
+use tokio_postgres::Client;
+
+use super::plan;
+use super::snapshot::{Shared, Snapshot, begin_under};
+use crate::error::Error;
+use crate::lane::Lane;
+use crate::observe;
+use crate::publish::{Outgoing, Outstanding, TrackedPublisher};
+use crate::source::catalog::Table;
+use crate::source::{field, rows};
+
+/// Rows are gathered up to this. Larger blocks save little and hold more memory.
+const BLOCK_BYTES: usize = 384 << 10;
+const ATTEMPTS_MAX: u32 = 20;
+
+/// Which snapshot a chunk is read under.
+#[derive(Clone)]
+pub enum Under {
+    /// Any; replaced when old. Events at and after its point converge with the rows, because their key says which row.
+    Shared,
+    /// One of a slot.
+    Exact,
+    /// This one: all chunks of a re-sync are of one moment.
+    Fixed(Arc<Snapshot>),
+}
+
+/// A chunk to be read.
+#[derive(Clone)]
+pub struct Job {
+    pub table: Arc<Table>,
+    /// The partitions whose files hold the rows; the table itself where it is none.
+    pub files: Arc<[u32]>,
+    pub plan: Arc<Plan>,
+    pub chunk: u32,
+    pub binary: bool,
+    pub under: Under,
+}
+
+/// A chunk whose blocks are all sent.
+pub struct Read {
+    pub chunk: Chunk,
+    pub outstanding: Arc<Outstanding>,
+}
+
+/// One session and one partition.
+pub struct Worker {
+    pub lane: Arc<Lane>,
+    pub publisher: TrackedPublisher,
+    pub snapshots: Arc<Shared>,
+    pub partition: i32,
+    pub topic: String,
+    /// The first attempt's number: above every attempt of earlier runs.
+    pub first_attempt: u32,
+    client: Option<Client>,
+}
+
+impl Worker {
+    pub fn new(
+        lane: Arc<Lane>,
+        publisher: TrackedPublisher,
+        snapshots: Arc<Shared>,
+        partition: i32,
+        first_attempt: u32,
+    ) -> Worker {
+        let topic = lane.topics.snapshot();
+        Worker { lane, publisher, snapshots, partition, topic, first_attempt, client: None }
+    }
+
+    /// Reads one chunk, again if its table was rewritten meanwhile.
+    ///
+    /// # Errors
+    /// The source or Kafka failed, or the table is rewritten again and again.
+    pub async fn read(&mut self, job: &Job) -> Result<Read, Error> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => self.connect().await?,
+        };
+        let mut stale: Option<Arc<Snapshot>> = None;
+        for attempt in self.first_attempt..self.first_attempt.saturating_add(ATTEMPTS_MAX) {
+            let snapshot = match &job.under {
+                Under::Shared => self.snapshots.current(stale.as_ref()).await?,
+                Under::Exact => self.snapshots.exact(stale.as_ref()).await?,
+                Under::Fixed(fixed) => match &stale {
+                    None => fixed.clone(),
+                    Some(_) => Snapshot::take_exact(&self.lane).await?,
+                },
+            };
+            if let Some(read) = self.attempt(&client, job, attempt, &snapshot).await? {
+                self.client = Some(client);
+                return Ok(read);
+            }
+            tracing::warn!(table = %job.table.name, chunk = job.chunk, "table was rewritten; reading the chunk again");
+            observe::add(observe::BACKFILL_REREAD, 1);
+            stale = Some(snapshot);
+        }
+        let table = job.table.name.clone();
+        Err(Error::RewrittenTooOften { table, chunk: job.chunk, attempts: ATTEMPTS_MAX })
+    }
+
+    async fn connect(&self) -> Result<Client, Error> {
+        let client = self.lane.source.connect(&self.lane.application_name()).await?;
+        // We bring our own parallelism, and a backfill must not take the application's workers.
+        let sql = "SET max_parallel_workers_per_gather = 0";
+        client.batch_execute(sql).await.map_err(Error::source("prepare a copy session"))?;
+        Ok(client)
+    }
+
+    /// `None`: the table was rewritten under the snapshot; nothing of this attempt counts.
+    async fn attempt(
+        &self,
+        client: &Client,
+        job: &Job,
+        attempt: u32,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Read>, Error> {
+        begin_under(client, &snapshot.name).await?;
+        let columns: Vec<&str> = job.columns().collect();
+        let sql = plan::copy_sql(&job.table, &job.plan, job.chunk, &columns, job.binary);
+        let doing = format!("copy chunk {} of {}", job.chunk, job.table.name);
+        let copying = client.copy_out(&sql).await.map_err(Error::source(doing.clone()))?;
+        futures_util::pin_mut!(copying);
+        let mut blocks = Blocks::new(self, job, attempt, snapshot, columns);
+        let mut messages = 0_u64;
+        while let Some(data) = copying.next().await {
+            let data: Bytes = data.map_err(Error::source(doing.clone()))?;
+            messages += 1;
+            blocks.take(&data).await?;
+        }
+        let intact = self.intact(client, job).await?;
+        client.batch_execute("COMMIT").await.map_err(Error::source(doing))?;
+        if !intact {
+            return Ok(None);
+        }
+        // The server sends one message for each row; in binary the header stands before the first row and the trailer alone.
+        let row_count = if job.binary { messages.saturating_sub(1) } else { messages };
+        blocks.finish(row_count).await.map(Some)
+    }
+
+    /// Whether the files that the snapshot knows are those of now. The COPY's lock keeps a rewrite out until the transaction ends.
+    async fn intact(&self, client: &Client, job: &Job) -> Result<bool, Error> {
+        const DOING: &str = "check whether a table was rewritten";
+        let oids: Vec<String> = job.files.iter().map(u32::to_string).collect();
+        let sql = format!(
+            "SELECT count(*) FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) AS f(oid) \
+             LEFT JOIN pg_catalog.pg_class c ON c.oid = f.oid \
+             WHERE c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(f.oid::pg_catalog.regclass) \
+             AND pg_catalog.pg_relation_filenode(f.oid::pg_catalog.regclass) IS NOT NULL",
+            oids.join(",")
+        );
+        match rows(client, DOING, &sql).await?.first() {
+            Some(row) => Ok(field::<u64>(row, 0, DOING)? == 0),
+            None => Ok(false),
+        }
+    }
+}
+
+impl Job {
+    fn columns(&self) -> impl Iterator<Item = &str> {
+        self.table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str())
+    }
+}
+
+/// Cuts the bytes of one COPY into blocks and sends them.
+struct Blocks<'a> {
+    worker: &'a Worker,
+    block: Block<'a>,
+    rows: Vec<u8>,
+    record: Vec<u8>,
+    bytes: u64,
+    outstanding: Arc<Outstanding>,
+}
+
+impl<'a> Blocks<'a> {
+    fn new(worker: &'a Worker, job: &Job, attempt: u32, snapshot: &Snapshot, columns: Vec<&'a str>) -> Blocks<'a> {
+        let id = ChunkId { table: job.table.name.clone(), generation: job.plan.generation, chunk: job.chunk };
+        let block = Block {
+            id,
+            attempt,
+            snapshot_lsn: snapshot.lsn,
+            exact_snapshot: snapshot.exact,
+            columns,
+            format: if job.binary { CopyFormat::Binary } else { CopyFormat::Text },
+            sequence: 0,
+            last: false,
+            row_count: 0,
+            rows: &[],
+        };
+        Blocks {
+            worker,
+            block,
+            rows: Vec::with_capacity(BLOCK_BYTES),
+            record: Vec::with_capacity(BLOCK_BYTES + 1024),
+            bytes: 0,
+            outstanding: Arc::default(),
+        }
+    }
+
+    async fn take(&mut self, data: &[u8]) -> Result<(), Error> {
+        self.bytes += data.len() as u64;
+        let mut rest = data;
+        // A row larger than a block is cut: the blocks are put together again before COPY reads them.
+        while self.rows.len() + rest.len() > BLOCK_BYTES {
+            let room = if rest.len() > BLOCK_BYTES { BLOCK_BYTES - self.rows.len() } else { 0 };
+            let (head, tail) = rest.split_at(room);
+            self.rows.extend_from_slice(head);
+            rest = tail;
+            self.send().await?;
+        }
+        self.rows.extend_from_slice(rest);
+        Ok(())
+    }
+
+    async fn send(&mut self) -> Result<(), Error> {
+        self.record.clear();
+        let block = Block { rows: &self.rows, ..self.block.clone() };
+        block.encode(self.worker.lane.schemas.block, &mut self.record);
+        let (topic, partition) = (self.worker.topic.as_str(), self.worker.partition);
+        let record = Outgoing { topic, partition, key: None, value: &self.record };
+        self.worker.publisher.send(record, &self.outstanding).await?;
+        self.block.sequence += 1;
+        self.rows.clear();
+        Ok(())
+    }
+
+    async fn finish(mut self, row_count: u64) -> Result<Read, Error> {
+        (self.block.last, self.block.row_count) = (true, row_count);
+        self.send().await?;
+        let chunk = Chunk {
+            id: self.block.id,
+            attempt: self.block.attempt,
+            snapshot_lsn: self.block.snapshot_lsn,
+            exact_snapshot: self.block.exact_snapshot,
+            row_count,
+            bytes: self.bytes,
+            partition: self.worker.partition,
+            first_offset: 0,
+            last_offset: 0,
+        };
+        Ok(Read { chunk, outstanding: self.outstanding })
+    }
+}

@@ -1,0 +1,133 @@
+//! The ledger: what was planned, what is finished, what was asked for. The state is a pure fold of the records.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use changelog::block::ChunkId;
+use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
+use changelog::{LedgerRecord, TableName};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+
+use crate::error::Error;
+use crate::lane::Lane;
+use crate::publish::{Outgoing, TrackedPublisher};
+
+/// A copy of a table.
+pub type Copy = (TableName, u32);
+
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pub plans: HashMap<Copy, Plan>,
+    pub chunks: HashMap<ChunkId, Chunk>,
+    pub copied: HashMap<Copy, TableCopied>,
+    pub completed: Option<BackfillCompleted>,
+    pub resyncs: Vec<ResyncRequested>,
+}
+
+impl Ledger {
+    pub fn of(records: Vec<LedgerRecord>) -> Ledger {
+        let mut ledger = Ledger::default();
+        records.into_iter().for_each(|record| ledger.take(record));
+        ledger
+    }
+
+    /// The newest record of each key counts.
+    pub fn take(&mut self, record: LedgerRecord) {
+        match record {
+            LedgerRecord::Plan(plan) => {
+                self.plans.insert((plan.table.clone(), plan.generation), plan);
+            }
+            LedgerRecord::Chunk(chunk) => {
+                self.chunks.insert(chunk.id.clone(), chunk);
+            }
+            LedgerRecord::TableCopied(copied) => {
+                self.copied.insert((copied.table.clone(), copied.generation), copied);
+            }
+            LedgerRecord::BackfillCompleted(completed) => self.completed = Some(completed),
+            LedgerRecord::ResyncRequested(request) => {
+                if !self.resyncs.contains(&request) {
+                    self.resyncs.push(request);
+                }
+            }
+        }
+    }
+
+    /// Requests that have not been carried out, oldest first.
+    pub fn open_resyncs(&self) -> Vec<ResyncRequested> {
+        let open = |request: &&ResyncRequested| !self.copied.contains_key(&(request.table.clone(), request.generation));
+        self.resyncs.iter().filter(open).cloned().collect()
+    }
+}
+
+/// Appends a record and waits until Kafka has acknowledged it.
+///
+/// # Errors
+/// Kafka refused it for good.
+pub async fn write(lane: &Lane, publisher: &TrackedPublisher, record: &LedgerRecord) -> Result<(), Error> {
+    let (topic, key) = (lane.topics.ledger(), record.key());
+    let mut value = Vec::new();
+    record.encode(lane.schemas.ledger, &mut value);
+    publisher.send_and_wait(Outgoing { topic: &topic, partition: 0, key: Some(key.as_bytes()), value: &value }).await
+}
+
+/// Reports requests written from `offset` on. The reading thread ends with the receiver.
+///
+/// # Errors
+/// A Kafka property is unknown.
+pub fn follow(lane: &Arc<Lane>, offset: i64) -> Result<mpsc::UnboundedReceiver<ResyncRequested>, Error> {
+    let ours = [
+        ("group.id", lane.client_id()),
+        ("enable.auto.commit", "false".to_owned()),
+        ("fetch.wait.max.ms", "500".to_owned()),
+        ("queued.max.messages.kbytes", "1024".to_owned()),
+    ];
+    let kafka = &lane.config.kafka;
+    let config = service::kafka::client_config(kafka, &lane.client_id(), &ours)?;
+    let consumer: BaseConsumer = service::kafka::create(kafka, &config)?;
+    let mut assignment = TopicPartitionList::new();
+    let topic = lane.topics.ledger();
+    assignment
+        .add_partition_offset(&topic, 0, Offset::Offset(offset))
+        .and_then(|()| consumer.assign(&assignment))
+        .map_err(|error| service::kafka::failed(kafka, error))?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::task::spawn_blocking(move || {
+        while !sender.is_closed() {
+            let Some(Ok(message)) = consumer.poll(Duration::from_millis(200)) else { continue };
+            match message.payload().map(LedgerRecord::decode) {
+                Some(Ok(LedgerRecord::ResyncRequested(request))) => {
+                    if sender.send(request).is_err() {
+                        return;
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, offset = message.offset(), "a ledger record is not readable")
+                }
+                Some(Ok(_)) | None => {}
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use changelog::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn a_request_is_open_until_its_generation_is_copied() {
+        let table = TableName::new("public", "t");
+        let request = |generation| LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation });
+        let copied = TableCopied { table: table.clone(), generation: 1, chunks: 1, row_count: 5, snapshot_lsn: Lsn(9) };
+        let ledger = Ledger::of(vec![request(1), request(1), request(2), LedgerRecord::TableCopied(copied)]);
+        let open = ledger.open_resyncs();
+        assert_eq!(open.len(), 1);
+        assert_eq!(open[0].generation, 2);
+    }
+}

@@ -1,0 +1,199 @@
+//! Cutting a table into key ranges. Pure: SQL out, bounds in.
+//!
+//! Key ranges and not ctid ranges: an update moves a row to another ctid between two snapshots, and a row read twice or never
+//! would be wrong; a key stays. Chunk n holds the keys above bound n-1 and at or below bound n, compared as rows by the
+//! source itself, so any key type with a btree order will do.
+
+use changelog::ledger::Plan;
+use changelog::table::{quote_identifier, quote_literal};
+
+use crate::source::catalog::{Table, TableKind};
+
+/// Pages sampled per chunk: enough that a chunk is rarely twice its size.
+const SAMPLED_PAGES_PER_CHUNK: u64 = 30;
+const PAGE_BYTES: u64 = 8_192;
+/// A plan is one ledger record.
+const CHUNKS_MAX: u64 = 20_000;
+
+/// How many chunks a table is cut into.
+pub fn chunk_count(table: &Table, chunk_rows: u64) -> u64 {
+    if table.key.is_empty() {
+        return 1;
+    }
+    table.estimated_rows.div_ceil(chunk_rows.max(1)).clamp(1, CHUNKS_MAX)
+}
+
+/// A statement that yields at most `chunks - 1` bounds in order, each one text per key column; `None` for a single chunk.
+pub fn bounds_sql(table: &Table, chunks: u64) -> Option<String> {
+    if chunks <= 1 {
+        return None;
+    }
+    let pages = (table.estimated_bytes / PAGE_BYTES).max(1);
+    let percent = (chunks * SAMPLED_PAGES_PER_CHUNK) as f64 * 100.0 / pages as f64;
+    let sample = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent:.6})") } else { String::new() };
+    let key: Vec<String> = table.key.iter().map(|name| quote_identifier(name)).collect();
+    let (list, texts) = (key.join(", "), key.iter().map(|name| format!("{name}::text")).collect::<Vec<_>>().join(", "));
+    // The last row of each chunk but the last one is its bound.
+    Some(format!(
+        "SELECT {texts} FROM (SELECT {list}, pg_catalog.row_number() OVER (ORDER BY {list}) AS \"dflux place\", \
+         pg_catalog.count(*) OVER () AS \"dflux total\" FROM {}{sample}) AS sampled \
+         WHERE \"dflux place\" < \"dflux total\" \
+         AND (\"dflux place\" * {chunks}) / \"dflux total\" > ((\"dflux place\" - 1) * {chunks}) / \"dflux total\" \
+         ORDER BY \"dflux place\"",
+        from(table)
+    ))
+}
+
+fn from(table: &Table) -> String {
+    match table.kind {
+        // Rows of children by inheritance belong to the children.
+        TableKind::Ordinary | TableKind::Foreign => format!("ONLY {}", table.name.quoted()),
+        TableKind::Partitioned => table.name.quoted(),
+    }
+}
+
+/// The condition of one chunk; empty for a table of one chunk.
+pub fn range_sql(table: &Table, plan: &Plan, chunk: u32) -> String {
+    let chunk = chunk as usize;
+    let key: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
+    let row = |items: Vec<String>| if items.len() == 1 { items.concat() } else { format!("({})", items.join(", ")) };
+    let columns = row(key);
+    let bound = |bound: &[String]| {
+        let typed = plan.key.iter().zip(bound).map(|(name, text)| {
+            let column = table.columns.iter().find(|column| column.name == *name);
+            let type_name = column.map_or("pg_catalog.text", |column| column.type_name.as_str());
+            format!("{}::{type_name}", quote_literal(text))
+        });
+        row(typed.collect())
+    };
+    let above = chunk.checked_sub(1).and_then(|before| plan.bounds.get(before));
+    let up_to = plan.bounds.get(chunk);
+    let conditions: Vec<String> = above
+        .map(|text| format!("{columns} > {}", bound(text)))
+        .into_iter()
+        .chain(up_to.map(|text| format!("{columns} <= {}", bound(text))))
+        .collect();
+    conditions.join(" AND ")
+}
+
+/// The COPY of one chunk. `columns`: names, in the order in which the blocks list them.
+pub fn copy_sql(table: &Table, plan: &Plan, chunk: u32, columns: &[&str], binary: bool) -> String {
+    let columns: Vec<String> = columns.iter().map(|name| quote_identifier(name)).collect();
+    let (list, condition) = (columns.join(", "), range_sql(table, plan, chunk));
+    let format = if binary { "binary" } else { "text" };
+    if condition.is_empty() && table.kind == TableKind::Ordinary && !columns.is_empty() {
+        // Without a query the server skips its executor; COPY of a table never reads its children.
+        return format!("COPY {} ({list}) TO STDOUT (FORMAT {format})", table.name.quoted());
+    }
+    let condition = if condition.is_empty() { String::new() } else { format!(" WHERE {condition}") };
+    format!("COPY (SELECT {list} FROM {}{condition}) TO STDOUT (FORMAT {format})", from(table))
+}
+
+/// Types whose binary form is the same in every supported version and needs nothing of the database.
+const BINARY_TYPES: [u32; 25] = [
+    16, 17, 18, 19, 20, 21, 23, 25, 26, 114, 650, 700, 701, 829, 869, 1042, 1043, 1082, 1083, 1114, 1184, 1186, 1266,
+    1700, 2950,
+];
+
+/// Whether the binary form may be used: every column's type is built in and the target's column has the very same.
+pub fn binary<'a>(columns: impl IntoIterator<Item = (&'a str, u32)>, target: impl Fn(&str) -> Option<u32>) -> bool {
+    columns.into_iter().all(|(name, oid)| BINARY_TYPES.contains(&oid) && target(name) == Some(oid))
+}
+
+#[cfg(test)]
+mod tests {
+    use changelog::{Identity, TableName};
+
+    use super::*;
+    use crate::source::catalog::CatalogColumn;
+
+    fn table(key: &[(&str, &str)]) -> Table {
+        let column = |(name, type_name): &(&str, &str)| CatalogColumn {
+            name: (*name).to_owned(),
+            type_oid: 23,
+            typmod: -1,
+            type_name: (*type_name).to_owned(),
+            generated: false,
+        };
+        Table {
+            oid: 1,
+            name: TableName::new("public", "t"),
+            kind: TableKind::Ordinary,
+            logged: true,
+            identity: Identity::Default,
+            key: key.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            columns: key.iter().map(column).collect(),
+            parent: None,
+            estimated_rows: 1_000,
+            estimated_bytes: 10 << 20,
+        }
+    }
+
+    fn plan(table: &Table, bounds: &[&[&str]]) -> Plan {
+        let text = |bound: &&[&str]| bound.iter().map(|text| (*text).to_owned()).collect();
+        Plan {
+            table: table.name.clone(),
+            generation: 0,
+            key: table.key.clone(),
+            bounds: bounds.iter().map(text).collect(),
+            estimated_rows: 0,
+            estimated_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn ranges_of_one_column_meet_without_gap_or_overlap() {
+        let table = table(&[("id", "pg_catalog.int4")]);
+        let plan = plan(&table, &[&["10"], &["20"]]);
+        let ranges: Vec<String> = (0..plan.chunks()).map(|chunk| range_sql(&table, &plan, chunk)).collect();
+        assert_eq!(
+            ranges,
+            [
+                "\"id\" <= '10'::pg_catalog.int4",
+                "\"id\" > '10'::pg_catalog.int4 AND \"id\" <= '20'::pg_catalog.int4",
+                "\"id\" > '20'::pg_catalog.int4",
+            ]
+        );
+    }
+
+    #[test]
+    fn composite_keys_compare_as_rows_and_texts_are_quoted() {
+        let table = table(&[("a b", "pg_catalog.text"), ("n", "pg_catalog.int8")]);
+        let plan = plan(&table, &[&["it's", "7"]]);
+        assert_eq!(range_sql(&table, &plan, 1), "(\"a b\", \"n\") > ('it''s'::pg_catalog.text, '7'::pg_catalog.int8)");
+    }
+
+    #[test]
+    fn a_table_of_one_chunk_is_copied_without_a_query() {
+        let table = table(&[("id", "pg_catalog.int4")]);
+        let whole = plan(&table, &[]);
+        assert_eq!(whole.chunks(), 1);
+        assert_eq!(
+            copy_sql(&table, &whole, 0, &["id"], true),
+            "COPY \"public\".\"t\" (\"id\") TO STDOUT (FORMAT binary)"
+        );
+        let mut root = table.clone();
+        root.kind = TableKind::Partitioned;
+        assert_eq!(
+            copy_sql(&root, &whole, 0, &["id"], false),
+            "COPY (SELECT \"id\" FROM \"public\".\"t\") TO STDOUT (FORMAT text)"
+        );
+    }
+
+    #[test]
+    fn a_keyless_table_is_one_chunk_whatever_its_size() {
+        assert_eq!(chunk_count(&table(&[]), 10), 1);
+        assert_eq!(chunk_count(&table(&[("id", "int4")]), 300), 4);
+        assert!(bounds_sql(&table(&[("id", "int4")]), 1).is_none());
+    }
+
+    #[test]
+    fn binary_needs_built_in_types_that_agree() {
+        let target =
+            |name: &str| [("a", 23), ("b", 25), ("e", 90_000)].iter().find(|(n, _)| *n == name).map(|(_, oid)| *oid);
+        assert!(binary([("a", 23), ("b", 25)], target));
+        assert!(!binary([("a", 20)], target), "another type on the target");
+        assert!(!binary([("c", 23)], target), "not there on the target");
+        assert!(!binary([("e", 90_000)], target), "not built in");
+    }
+}

@@ -1,0 +1,401 @@
+//! The tables of the source: what the patterns select, with columns, keys, partitions and sizes.
+//!
+//! Reading is I/O; what is published, what is left out and what needs REPLICA IDENTITY FULL are pure functions of it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use changelog::{Column, Identity, TableName, TableShape};
+use service::config::Migration;
+use tokio_postgres::Client;
+
+use super::{field, oid_array, rows};
+use crate::error::Error;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    Ordinary,
+    Partitioned,
+    Foreign,
+}
+
+/// A column as `pg_attribute` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogColumn {
+    pub name: String,
+    pub type_oid: u32,
+    pub typmod: i32,
+    /// `pg_catalog.int4`: schema-qualified, quoted where needed, without a modifier.
+    pub type_name: String,
+    /// Computed by the server on both sides, so neither sent nor copied.
+    pub generated: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    pub oid: u32,
+    pub name: TableName,
+    pub kind: TableKind,
+    pub logged: bool,
+    pub identity: Identity,
+    /// Key columns in key order: of the replica identity index where one is named (a before image holds no others), else of
+    /// the primary key. Empty for a keyless table. An index that is not valid, deferrable, or has a generated column serves
+    /// for nothing.
+    pub key: Vec<String>,
+    pub columns: Vec<CatalogColumn>,
+    /// The partitioned table that it is a direct part of.
+    pub parent: Option<u32>,
+    pub estimated_rows: u64,
+    pub estimated_bytes: u64,
+}
+
+impl Table {
+    /// Whether an UPDATE or DELETE would be refused, or would say too little to find the row, once it is published.
+    pub fn needs_full_identity(&self) -> bool {
+        match self.identity {
+            Identity::Full => false,
+            Identity::Nothing => true,
+            Identity::Default | Identity::Index => self.key.is_empty(),
+        }
+    }
+
+    /// As its events describe it when its definition is the catalog's.
+    pub fn shape(&self, database: &str) -> TableShape {
+        let columns = self.columns.iter().filter(|column| !column.generated);
+        let columns = columns.map(|column| Column {
+            name: column.name.clone(),
+            type_oid: column.type_oid,
+            typmod: column.typmod,
+            type_name: column.type_name.clone(),
+            key: self.key.iter().position(|name| *name == column.name).and_then(|place| u16::try_from(place).ok()),
+        });
+        TableShape {
+            database: database.to_owned(),
+            table: self.name.clone(),
+            identity: self.identity,
+            columns: columns.collect(),
+        }
+    }
+}
+
+/// What the patterns come to.
+#[derive(Debug, Default)]
+pub struct Selection {
+    /// Tables that are published by name: ordinary tables, partitioned tables with a key, and the leaves of those without.
+    pub published: Vec<Arc<Table>>,
+    /// Every table that must get REPLICA IDENTITY FULL first: of `published`, and leaves of published partitioned tables.
+    pub need_full: Vec<Arc<Table>>,
+    /// Matching tables that cannot be published, with the reason.
+    pub left_out: Vec<(TableName, &'static str)>,
+    /// Leaves of each published partitioned table.
+    pub leaves: HashMap<u32, Vec<u32>>,
+}
+
+/// Decides what to publish of all tables of the database. Pure.
+pub fn select(all: &[Arc<Table>], migration: &Migration) -> Selection {
+    let by_oid: HashMap<u32, &Arc<Table>> = all.iter().map(|table| (table.oid, table)).collect();
+    let matches = |table: &Table| migration.selects(&table.name.schema, &table.name.name);
+    let covered = |table: &Table| {
+        let mut parent = table.parent;
+        while let Some(above) = parent.and_then(|oid| by_oid.get(&oid)) {
+            if matches(above) {
+                return true;
+            }
+            parent = above.parent;
+        }
+        false
+    };
+    let mut children: HashMap<u32, Vec<&Arc<Table>>> = HashMap::new();
+    for table in all {
+        if let Some(parent) = table.parent {
+            children.entry(parent).or_default().push(table);
+        }
+    }
+    let mut selection = Selection::default();
+    for table in all.iter().filter(|table| matches(table) && !covered(table)) {
+        match table.kind {
+            TableKind::Ordinary => selection.take(table),
+            TableKind::Foreign => selection.leave_out(table, "it is a foreign table"),
+            TableKind::Partitioned => {
+                let leaves = leaves_of(table, &children);
+                for leaf in leaves.iter().filter(|leaf| leaf.kind == TableKind::Foreign) {
+                    selection.leave_out(leaf, "it is a foreign table");
+                }
+                let leaves: Vec<&Arc<Table>> =
+                    leaves.into_iter().filter(|leaf| leaf.kind == TableKind::Ordinary).collect();
+                if table.key.is_empty() {
+                    // A leaf added later to a published root would have no identity: its UPDATEs would be refused.
+                    leaves.into_iter().for_each(|leaf| selection.take(leaf));
+                } else {
+                    selection.take_root(table, leaves);
+                }
+            }
+        }
+    }
+    selection.published.sort_by(|a, b| a.name.cmp(&b.name));
+    selection
+}
+
+fn leaves_of<'a>(root: &Table, children: &HashMap<u32, Vec<&'a Arc<Table>>>) -> Vec<&'a Arc<Table>> {
+    let (mut leaves, mut open) = (Vec::new(), vec![root.oid]);
+    while let Some(oid) = open.pop() {
+        for child in children.get(&oid).into_iter().flatten() {
+            match child.kind {
+                TableKind::Partitioned => open.push(child.oid),
+                TableKind::Ordinary | TableKind::Foreign => leaves.push(*child),
+            }
+        }
+    }
+    leaves
+}
+
+impl Selection {
+    fn take(&mut self, table: &Arc<Table>) {
+        if !table.logged {
+            return self.leave_out(table, "it is unlogged: its changes are not in the WAL");
+        }
+        if table.needs_full_identity() {
+            self.need_full.push(table.clone());
+        }
+        self.published.push(table.clone());
+    }
+
+    fn take_root(&mut self, root: &Arc<Table>, leaves: Vec<&Arc<Table>>) {
+        let weak = leaves.iter().filter(|leaf| leaf.needs_full_identity()).map(|leaf| (*leaf).clone());
+        self.need_full.extend(weak);
+        if root.identity == Identity::Nothing {
+            // The root stores no row, but its own identity is what the stream describes.
+            self.need_full.push(root.clone());
+        }
+        let mut whole = Table::clone(root);
+        whole.estimated_rows = leaves.iter().map(|leaf| leaf.estimated_rows).sum();
+        whole.estimated_bytes = leaves.iter().map(|leaf| leaf.estimated_bytes).sum();
+        self.leaves.insert(root.oid, leaves.iter().map(|leaf| leaf.oid).collect());
+        self.published.push(Arc::new(whole));
+    }
+
+    fn leave_out(&mut self, table: &Table, reason: &'static str) {
+        self.left_out.push((table.name.clone(), reason));
+    }
+}
+
+const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
+    (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1), \
+    greatest(c.reltuples, 0)::pg_catalog.int8, \
+    CASE WHEN c.relkind = 'r' THEN coalesce(pg_catalog.pg_table_size(c.oid), 0) ELSE 0 END \
+    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r','p','f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
+    AND n.nspname NOT IN ('information_schema', 'dflux')";
+
+/// Every user table of the database.
+///
+/// # Errors
+/// The catalog could not be read.
+pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
+    read(client, TABLES).await
+}
+
+/// One table by OID; `None` if it is there no more.
+///
+/// # Errors
+/// The catalog could not be read.
+pub async fn table(client: &Client, oid: u32) -> Result<Option<Arc<Table>>, Error> {
+    Ok(read(client, &format!("{TABLES} AND c.oid = {oid}")).await?.into_iter().next())
+}
+
+async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
+    const DOING: &str = "read the tables of the catalog";
+    let found = rows(client, DOING, sql).await?;
+    let mut tables = Vec::with_capacity(found.len());
+    for row in &found {
+        let kind: char = field(row, 3, DOING)?;
+        let persistence: char = field(row, 4, DOING)?;
+        let identity: char = field(row, 5, DOING)?;
+        let unknown = |what: &str| Error::Answer { doing: DOING.into(), what: what.into() };
+        tables.push(Table {
+            oid: field(row, 0, DOING)?,
+            name: TableName::new(field::<String>(row, 1, DOING)?, field::<String>(row, 2, DOING)?),
+            kind: match kind {
+                'p' => TableKind::Partitioned,
+                'f' => TableKind::Foreign,
+                _ => TableKind::Ordinary,
+            },
+            logged: persistence == 'p',
+            identity: Identity::from_relreplident(identity as u8).ok_or_else(|| unknown("relreplident"))?,
+            key: Vec::new(),
+            columns: Vec::new(),
+            parent: row.try_get(6).ok().flatten().and_then(|oid| oid.parse().ok()),
+            estimated_rows: field(row, 7, DOING)?,
+            estimated_bytes: field(row, 8, DOING)?,
+        });
+    }
+    let oids = oid_array(tables.iter().map(|table| table.oid));
+    let mut columns = columns(client, &oids).await?;
+    let mut keys = keys(client, &oids).await?;
+    for table in &mut tables {
+        table.columns = columns.remove(&table.oid).unwrap_or_default();
+        let Keys { primary, identity } = keys.remove(&table.oid).unwrap_or_default();
+        let key = if table.identity == Identity::Index { identity } else { primary };
+        let generated: HashSet<&str> =
+            table.columns.iter().filter(|column| column.generated).map(|column| column.name.as_str()).collect();
+        if !key.iter().any(|name| generated.contains(name.as_str())) {
+            table.key = key;
+        }
+        if table.estimated_rows == 0 && table.estimated_bytes > 0 {
+            // Never analysed: a guess that only sizes chunks and progress bars.
+            table.estimated_rows = (table.estimated_bytes / 100).max(1);
+        }
+    }
+    Ok(tables.into_iter().map(Arc::new).collect())
+}
+
+async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<CatalogColumn>>, Error> {
+    const DOING: &str = "read the columns of the catalog";
+    let sql = format!(
+        "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, \
+         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated <> '' \
+         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY({oids}) ORDER BY a.attrelid, a.attnum"
+    );
+    let mut columns: HashMap<u32, Vec<CatalogColumn>> = HashMap::new();
+    for row in rows(client, DOING, &sql).await? {
+        columns.entry(field(&row, 0, DOING)?).or_default().push(CatalogColumn {
+            name: field(&row, 1, DOING)?,
+            type_oid: field(&row, 2, DOING)?,
+            typmod: field(&row, 3, DOING)?,
+            type_name: field(&row, 4, DOING)?,
+            generated: field::<String>(&row, 5, DOING)? == "t",
+        });
+    }
+    Ok(columns)
+}
+
+#[derive(Default)]
+struct Keys {
+    primary: Vec<String>,
+    identity: Vec<String>,
+}
+
+async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> {
+    const DOING: &str = "read the keys of the catalog";
+    let sql = format!(
+        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname \
+         FROM pg_catalog.pg_index i \
+         CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+         WHERE i.indrelid = ANY({oids}) AND (i.indisprimary OR i.indisreplident) \
+         AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND k.place <= i.indnkeyatts \
+         ORDER BY i.indrelid, i.indexrelid, k.place"
+    );
+    let mut keys: HashMap<u32, Keys> = HashMap::new();
+    for row in rows(client, DOING, &sql).await? {
+        let of_table = keys.entry(field(&row, 0, DOING)?).or_default();
+        let name: String = field(&row, 3, DOING)?;
+        if field::<String>(&row, 1, DOING)? == "t" {
+            of_table.primary.push(name.clone());
+        }
+        if field::<String>(&row, 2, DOING)? == "t" {
+            of_table.identity.push(name);
+        }
+    }
+    Ok(keys)
+}
+
+/// Names of types by OID, for columns whose catalog entry has changed since the stream wrote them.
+///
+/// # Errors
+/// The catalog could not be read.
+pub async fn type_names(client: &Client, oids: &[u32]) -> Result<HashMap<u32, String>, Error> {
+    const DOING: &str = "read the types of the catalog";
+    let sql = format!(
+        "SELECT t.oid, pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname) \
+         FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY({})",
+        oid_array(oids.iter().copied())
+    );
+    let mut names = HashMap::new();
+    for row in rows(client, DOING, &sql).await? {
+        names.insert(field(&row, 0, DOING)?, field(&row, 1, DOING)?);
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(
+        oid: u32,
+        name: &str,
+        kind: TableKind,
+        identity: Identity,
+        key: &[&str],
+        parent: Option<u32>,
+    ) -> Arc<Table> {
+        Arc::new(Table {
+            oid,
+            name: TableName::new("public", name),
+            kind,
+            logged: true,
+            identity,
+            key: key.iter().map(|name| (*name).to_owned()).collect(),
+            columns: Vec::new(),
+            parent,
+            estimated_rows: 10,
+            estimated_bytes: 100,
+        })
+    }
+
+    fn names(tables: &[Arc<Table>]) -> Vec<&str> {
+        tables.iter().map(|table| table.name.name.as_str()).collect()
+    }
+
+    #[test]
+    fn a_table_without_an_identity_gets_one_before_it_is_published() {
+        use Identity::{Default, Full, Index, Nothing};
+        for (identity, key, full) in [
+            (Default, &["id"][..], false),
+            (Default, &[], true),
+            (Index, &["a"], false),
+            (Index, &[], true),
+            (Nothing, &["id"], true),
+            (Full, &[], false),
+        ] {
+            let table = made(1, "t", TableKind::Ordinary, identity, key, None);
+            let selection = select(&[table], &Migration::default());
+            assert_eq!(selection.need_full.len(), usize::from(full), "{identity:?} {key:?}");
+            assert_eq!(names(&selection.published), ["t"]);
+        }
+    }
+
+    #[test]
+    fn a_partitioned_table_with_a_key_is_published_as_one_and_without_a_key_by_its_leaves() {
+        let all = [
+            made(1, "keyed", TableKind::Partitioned, Identity::Default, &["id"], None),
+            made(2, "keyed_1", TableKind::Ordinary, Identity::Default, &["id"], Some(1)),
+            made(3, "keyed_2", TableKind::Ordinary, Identity::Nothing, &["id"], Some(1)),
+            made(4, "bare", TableKind::Partitioned, Identity::Default, &[], None),
+            made(5, "bare_middle", TableKind::Partitioned, Identity::Default, &[], Some(4)),
+            made(6, "bare_1", TableKind::Ordinary, Identity::Default, &[], Some(5)),
+            made(7, "bare_far", TableKind::Foreign, Identity::Default, &[], Some(5)),
+        ];
+        let selection = select(&all, &Migration::default());
+        assert_eq!(names(&selection.published), ["bare_1", "keyed"]);
+        let mut full = names(&selection.need_full);
+        full.sort_unstable();
+        assert_eq!(full, ["bare_1", "keyed_2"]);
+        assert_eq!(selection.leaves[&1], [2, 3]);
+        assert_eq!(selection.published[1].estimated_rows, 20);
+        assert_eq!(selection.left_out.len(), 1);
+    }
+
+    #[test]
+    fn unlogged_and_foreign_tables_are_left_out_by_name() {
+        let mut unlogged = Table::clone(&made(1, "u", TableKind::Ordinary, Identity::Default, &["id"], None));
+        unlogged.logged = false;
+        let foreign = made(2, "f", TableKind::Foreign, Identity::Default, &[], None);
+        let selection = select(&[Arc::new(unlogged), foreign], &Migration::default());
+        assert!(selection.published.is_empty() && selection.need_full.is_empty());
+        assert_eq!(selection.left_out.len(), 2);
+    }
+}

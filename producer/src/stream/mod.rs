@@ -1,0 +1,325 @@
+//! The stream: frames of the slot become events, manifests and markers on Kafka, in order.
+//!
+//! ```text
+//!  FrameReader ─> pgoutput ─> Assembler ─> images ─> EventEncoder ─> StreamPublisher ─> Kafka
+//!                                  └─> Segments ─> Manifest ─────────────┘  └─ acknowledged ─> Feedback ─> StatusWriter
+//! ```
+//!
+//! An event is sent as it is decoded: pgoutput's protocol 1 sends only committed transactions, so memory does not grow with
+//! the transaction. After a restart the server sends again from the confirmed LSN; whatever is not above the last position of
+//! its partition is there already and is skipped. A full queue stops this loop, and so the reading; keepalives are answered
+//! by the feedback task all the same.
+
+pub mod feedback;
+pub mod images;
+pub mod segment;
+pub mod tables;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use changelog::{Cell, Header, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position};
+use tokio::sync::Notify;
+
+use crate::assemble::{Assembled, Assembler, Change, ChangeKind, Committed};
+use crate::error::Error;
+use crate::lane::Lane;
+use crate::markers;
+use crate::observe::{self, StreamCounts};
+use crate::pgoutput::{self, Begin};
+use crate::publish::{Outgoing, StreamPublisher};
+use crate::walsender::{Frame, FrameReader};
+use images::{Image, Images};
+use segment::{Segment, Segments};
+use tables::{StreamTable, StreamTables};
+
+/// Transactions replayed by an origin of this prefix, or with a message of [`crate::assemble::ORIGIN_PREFIX`], were written
+/// by our consumer of the other lane. Other origins are the application's: a source that is itself a subscriber.
+pub const ORIGIN_NAMES: &str = "dflux";
+
+/// What the loop is given.
+pub struct Start {
+    pub lane: Arc<Lane>,
+    pub reader: FrameReader,
+    pub publisher: StreamPublisher,
+    pub tables: StreamTables,
+    /// The highest manifest or marker that is there already.
+    pub lane_tail: Option<Position>,
+    pub system_identifier: String,
+    pub timeline: i32,
+    /// Wakes the feedback: the server wants an answer.
+    pub reply: Arc<Notify>,
+}
+
+struct OpenTransaction {
+    begin: Begin,
+    /// Written by the other lane: its changes count but are not published.
+    ours: bool,
+    markers: Vec<String>,
+}
+
+/// The loop's state.
+pub struct Stream {
+    start: Start,
+    assembler: Assembler,
+    assembled: Vec<Assembled>,
+    open: Option<OpenTransaction>,
+    segments: Segments,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    counts: StreamCounts,
+    transactions_topic: String,
+}
+
+impl Stream {
+    pub fn new(start: Start) -> Stream {
+        let transactions_topic = start.lane.topics.transactions();
+        Stream {
+            start,
+            assembler: Assembler::new(),
+            assembled: Vec::new(),
+            open: None,
+            segments: Segments::default(),
+            key: Vec::new(),
+            value: Vec::new(),
+            counts: StreamCounts::default(),
+            transactions_topic,
+        }
+    }
+
+    /// Runs until the shutdown.
+    ///
+    /// # Errors
+    /// The connection broke, the server sent what cannot be, or Kafka refused a record.
+    pub async fn run(mut self) -> Result<(), Error> {
+        let shutdown = self.start.lane.shutdown.clone();
+        loop {
+            let frame = tokio::select! {
+                frame = self.start.reader.next() => frame?,
+                () = shutdown.wait() => return Ok(()),
+            };
+            self.frame(frame).await?;
+            // What is buffered is taken without asking the runtime each time, but never for ever.
+            for _frame in 0..4_096 {
+                let Some(frame) = self.start.reader.try_next_buffered()? else { break };
+                self.frame(frame).await?;
+            }
+            self.counts.flush();
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn frame(&mut self, frame: Frame) -> Result<(), Error> {
+        let (lsn, data) = match frame {
+            Frame::XLogData { wal_start, data, .. } => (wal_start, data),
+            Frame::Keepalive { reply_requested, .. } => {
+                if reply_requested {
+                    self.start.reply.notify_one();
+                }
+                return Ok(());
+            }
+        };
+        let slot = || self.start.lane.slot.clone();
+        let message = pgoutput::decode(data).map_err(|source| Error::Decode { slot: slot(), lsn, source })?;
+        let mut assembled = std::mem::take(&mut self.assembled);
+        self.assembler
+            .accept(lsn, message, &mut assembled)
+            .map_err(|source| Error::Assemble { slot: slot(), source })?;
+        for event in &assembled {
+            self.event(lsn, event).await?;
+        }
+        assembled.clear();
+        self.assembled = assembled;
+        Ok(())
+    }
+
+    /// What is rare is boxed: the future of a change would else be copied about with the room for it.
+    async fn event(&mut self, lsn: Lsn, event: &Assembled) -> Result<(), Error> {
+        match event {
+            Assembled::Begin(begin) => {
+                self.segments.begin();
+                self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new() });
+            }
+            Assembled::Origin { name, .. } => {
+                if let Some(open) = self.open.as_mut() {
+                    open.ours |= name.starts_with(ORIGIN_NAMES);
+                }
+            }
+            Assembled::OriginMessage { .. } => {
+                if let Some(open) = self.open.as_mut() {
+                    open.ours = true;
+                }
+            }
+            Assembled::Change(change) => return self.change(lsn, change).await,
+            Assembled::Marker { content, .. } => {
+                if let Some(open) = self.open.as_mut() {
+                    open.markers.push(String::from_utf8_lossy(content).into_owned());
+                }
+            }
+            Assembled::Commit(committed) => return self.commit(committed).await,
+        }
+        Ok(())
+    }
+
+    async fn change(&mut self, lsn: Lsn, change: &Change) -> Result<(), Error> {
+        let Some(OpenTransaction { begin, ours: false, .. }) = self.open else { return Ok(()) };
+        if self.start.tables.known(&change.relation).is_none() {
+            Box::pin(self.start.tables.learn(&change.relation)).await?;
+        }
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
+        let images = images::images(&change.kind, &table.columns, &table.key).map_err(|_| Error::Answer {
+            doing: format!("the stream at {lsn}"),
+            what: format!("{}.{} has a binary value", change.relation.schema, change.relation.name),
+        })?;
+        let at = EventPlace { begin, ordinal: change.ordinal, lsn };
+        match images {
+            Images::One(image) => self.publish(change, at, image).await,
+            Images::KeyChange(deleted, created) => {
+                self.publish(change, at, deleted).await?;
+                self.publish(change, at, created).await
+            }
+        }
+    }
+
+    async fn publish(&mut self, change: &Change, at: EventPlace, image: Image<'_>) -> Result<(), Error> {
+        let position = Position { commit_lsn: at.begin.final_lsn, ordinal: at.ordinal, part: image.part };
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
+        let keyed = image.after.as_deref().or(image.before.as_deref());
+        let partition = images::partition(keyed.unwrap_or_default(), &table.key, table.partitions);
+        let index = table.first_partition + partition as u32;
+        if let Some(segment) = self.segments.event(position, index) {
+            self.manifest(at.begin, segment, None).await?;
+        }
+        let place = &self.start.tables.partitions[index as usize];
+        if place.tail.is_some_and(|tail| position <= tail) {
+            return Ok(());
+        }
+        let (topic, partition) = (place.topic.clone(), place.partition);
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
+        self.key.clear();
+        self.value.clear();
+        let has_key = encode(table, &at, position, &image, change, &mut self.key, &mut self.value)?;
+        let key = if has_key { Some(self.key.as_slice()) } else { None };
+        self.counts.changes += 1;
+        self.counts.bytes += (self.value.len() + self.key.len()) as u64;
+        let record = Outgoing { topic: &topic, partition, key, value: &self.value };
+        match self.start.publisher.offer(record)? {
+            None => Ok(()),
+            Some(refused) => Box::pin(refused.insist(record)).await,
+        }
+    }
+
+    async fn commit(&mut self, committed: &Committed) -> Result<(), Error> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        observe::set(observe::RECEIVED, committed.commit_lsn.0 as f64);
+        if open.ours {
+            self.counts.filtered += 1;
+        }
+        if let Some(segment) = self.segments.commit() {
+            self.counts.transactions += 1;
+            self.manifest(open.begin, segment, Some(committed.end_lsn)).await?;
+        }
+        for (part, content) in open.markers.iter().enumerate() {
+            let part = u32::try_from(part).unwrap_or(u32::MAX);
+            let position = Position { commit_lsn: committed.commit_lsn, ordinal: committed.changes, part };
+            self.marker(committed, position, content).await?;
+        }
+        Ok(())
+    }
+
+    /// `end_lsn`: of the transaction, for its last segment; the end is not known before.
+    async fn manifest(&mut self, begin: Begin, segment: Segment, end_lsn: Option<Lsn>) -> Result<(), Error> {
+        let partitions = segment.counts.iter().map(|(index, events)| {
+            let place = &self.start.tables.partitions[*index as usize];
+            PartitionCount { topic: place.topic.to_string(), partition: place.partition, events: *events }
+        });
+        let manifest = LaneRecord::Manifest(Manifest {
+            system_identifier: self.start.system_identifier.clone(),
+            timeline: self.start.timeline,
+            xid: begin.xid,
+            position: segment.position,
+            end_lsn: end_lsn.unwrap_or(begin.final_lsn),
+            commit_time_micros: begin.commit_time_micros,
+            last: end_lsn.is_some(),
+            partitions: partitions.collect(),
+        });
+        self.lane_record(&manifest, segment.position).await?;
+        if let Some(end_lsn) = end_lsn {
+            self.start.publisher.point(end_lsn);
+        }
+        Ok(())
+    }
+
+    async fn marker(&mut self, committed: &Committed, position: Position, text: &str) -> Result<(), Error> {
+        let (emitted_at, content) = markers::parse(text);
+        let decoded_at_micros = now_micros();
+        let emitted_at_micros = emitted_at.unwrap_or(committed.commit_time_micros);
+        observe::capture_lag((decoded_at_micros - emitted_at_micros).max(0) as f64 / 1e6);
+        let marker = LaneRecord::Marker(Marker {
+            system_identifier: self.start.system_identifier.clone(),
+            timeline: self.start.timeline,
+            position,
+            end_lsn: committed.end_lsn,
+            emitted_at_micros,
+            decoded_at_micros,
+            content: content.to_owned(),
+        });
+        self.counts.markers += 1;
+        self.lane_record(&marker, position).await?;
+        self.start.publisher.point(committed.end_lsn);
+        Ok(())
+    }
+
+    async fn lane_record(&mut self, record: &LaneRecord, position: Position) -> Result<(), Error> {
+        if self.start.lane_tail.is_some_and(|tail| position <= tail) {
+            return Ok(());
+        }
+        self.value.clear();
+        record.encode(self.start.lane.schemas.lane, &mut self.value);
+        self.counts.bytes += self.value.len() as u64;
+        let record = Outgoing { topic: &self.transactions_topic, partition: 0, key: None, value: &self.value };
+        match self.start.publisher.offer(record)? {
+            None => Ok(()),
+            Some(refused) => Box::pin(refused.insist(record)).await,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct EventPlace {
+    begin: Begin,
+    ordinal: u64,
+    lsn: Lsn,
+}
+
+/// Appends key and value; false if the event has no key.
+fn encode(
+    table: &mut StreamTable,
+    at: &EventPlace,
+    position: Position,
+    image: &Image<'_>,
+    change: &Change,
+    key: &mut Vec<u8>,
+    value: &mut Vec<u8>,
+) -> Result<bool, Error> {
+    let header = Header {
+        op: image.op,
+        xid: at.begin.xid,
+        lsn: at.lsn,
+        position,
+        commit_time_micros: at.begin.commit_time_micros,
+    };
+    let before: Option<&[Cell<'_>]> = image.before.as_deref();
+    let after: Option<&[Cell<'_>]> = image.after.as_deref();
+    table.encoder.value(value, &header, before, after)?;
+    if matches!(change.kind, ChangeKind::Truncate { .. }) {
+        return Ok(false);
+    }
+    Ok(table.encoder.key(key, &position, after.or(before).unwrap_or_default())?)
+}
+
+/// Microseconds since 1970-01-01 UTC.
+pub fn now_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

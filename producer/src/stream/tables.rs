@@ -1,0 +1,183 @@
+//! The tables that the stream meets: shape, schemas, topic and partitions of each, made at the first event and again when
+//! the server describes the table anew.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use changelog::{Column, EventEncoder, Identity, Position, TableName, TableShape};
+use tokio_postgres::Client;
+
+use super::images::Columns;
+use super::segment::PartitionIndex;
+use crate::assemble::RelationInfo;
+use crate::error::Error;
+use crate::lane::Lane;
+use crate::pgoutput::ReplicaIdentity;
+use crate::source::catalog;
+use crate::tails::Place;
+use crate::topics::Wanted;
+
+/// One partition of one table's topic.
+#[derive(Debug)]
+pub struct PartitionState {
+    pub topic: Arc<str>,
+    pub partition: i32,
+    /// The position of its last event: nothing at or below it is sent again.
+    pub tail: Option<Position>,
+}
+
+/// A table as the events of now are written.
+pub struct StreamTable {
+    pub relation: Arc<RelationInfo>,
+    pub encoder: EventEncoder,
+    pub key: Vec<usize>,
+    pub columns: Columns,
+    /// Index of the topic's partition 0; the others follow.
+    pub first_partition: PartitionIndex,
+    pub partitions: i32,
+}
+
+/// Every table met in this session, by relation id.
+pub struct StreamTables {
+    lane: Arc<Lane>,
+    by_relation: HashMap<u32, StreamTable>,
+    by_topic: HashMap<Arc<str>, (PartitionIndex, i32)>,
+    pub partitions: Vec<PartitionState>,
+    tails: HashMap<Place, Position>,
+    /// Partitions of the topics that were there at the start: for them Kafka is not asked again, it may be away.
+    counts: HashMap<String, usize>,
+    client: Option<Client>,
+}
+
+impl StreamTables {
+    /// `tails` and `counts` (of partitions): of the topics that were there at the start.
+    pub fn new(lane: Arc<Lane>, tails: HashMap<Place, Position>, counts: HashMap<String, usize>) -> StreamTables {
+        let (by_relation, by_topic, partitions) = (HashMap::new(), HashMap::new(), Vec::new());
+        StreamTables { lane, by_relation, by_topic, partitions, tails, counts, client: None }
+    }
+
+    /// The table of a relation if it is known as it is described now.
+    pub fn known(&mut self, relation: &Arc<RelationInfo>) -> Option<&mut StreamTable> {
+        self.by_relation.get_mut(&relation.id).filter(|table| Arc::ptr_eq(&table.relation, relation))
+    }
+
+    /// Learns a table: reads the catalog, registers its schemas, makes its topic if needed.
+    ///
+    /// # Errors
+    /// The catalog or Kafka does not answer, or the registry refuses the schema.
+    pub async fn learn(&mut self, relation: &Arc<RelationInfo>) -> Result<(), Error> {
+        let (shape, columns) = self.describe(relation).await?;
+        let topic: Arc<str> = self.lane.topics.table(&shape.table).into();
+        let (first_partition, partitions) = self.place(&topic).await?;
+        let (value_id, key_id) = self.lane.register(&shape).await?;
+        tracing::info!(table = %shape.table, topic = &*topic, schema = value_id, columns = shape.columns.len(), "table described");
+        let key = shape.key_columns();
+        let encoder = EventEncoder::new(Arc::new(shape), self.lane.direction, value_id, key_id);
+        let table = StreamTable { relation: relation.clone(), encoder, key, columns, first_partition, partitions };
+        self.by_relation.insert(relation.id, table);
+        Ok(())
+    }
+
+    async fn describe(&mut self, relation: &RelationInfo) -> Result<(TableShape, Columns), Error> {
+        let client = match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => self.lane.source.connect(&self.lane.application_name()).await?,
+        };
+        let known = catalog::table(&client, relation.id).await?;
+        let oids: Vec<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
+        let names = catalog::type_names(&client, &oids).await?;
+        self.client = Some(client);
+        let earlier = self.by_relation.get(&relation.id);
+        Ok(shape_of(relation, known.as_deref(), &names, earlier, &self.lane.database))
+    }
+
+    async fn place(&mut self, topic: &Arc<str>) -> Result<(PartitionIndex, i32), Error> {
+        if let Some(place) = self.by_topic.get(topic) {
+            return Ok(*place);
+        }
+        let count = match self.counts.get(&**topic) {
+            Some(count) => *count,
+            None => self.make_topic(topic).await?,
+        };
+        let places = (0..count).map(|at| (topic.to_string(), at as i32));
+        let first = self.partitions.len() as PartitionIndex;
+        self.partitions.extend(places.map(|place| PartitionState {
+            topic: topic.clone(),
+            partition: place.1,
+            tail: self.tails.get(&place).copied(),
+        }));
+        self.by_topic.insert(topic.clone(), (first, count as i32));
+        Ok((first, count as i32))
+    }
+}
+
+impl StreamTables {
+    /// A table that was renamed, or added to the publication by hand: its topic is made, or found as an earlier session left it.
+    async fn make_topic(&mut self, topic: &str) -> Result<usize, Error> {
+        let made_with = usize::try_from(self.lane.config.producer.partitions).unwrap_or(1);
+        let present = self.lane.admin.ensure(&[Wanted::about(topic.to_owned(), made_with)]).await?;
+        let count = present.get(topic).copied().unwrap_or(1);
+        let places: Vec<Place> = (0..count).map(|at| (topic.to_owned(), at as i32)).collect();
+        self.tails.extend(self.lane.read_tails(places).await?);
+        Ok(count)
+    }
+}
+
+/// Puts together what the stream says (columns, types, identity: as of the change) and what only the catalog knows (the
+/// primary key, names of types: as of now, perhaps later). Pure.
+fn shape_of(
+    relation: &RelationInfo,
+    known: Option<&catalog::Table>,
+    type_names: &HashMap<u32, String>,
+    earlier: Option<&StreamTable>,
+    database: &str,
+) -> (TableShape, Columns) {
+    let identity = match relation.replica_identity {
+        ReplicaIdentity::Default => Identity::Default,
+        ReplicaIdentity::Nothing => Identity::Nothing,
+        ReplicaIdentity::Full => Identity::Full,
+        ReplicaIdentity::Index => Identity::Index,
+    };
+    let generated = |name: &str| {
+        known.is_some_and(|table| table.columns.iter().any(|column| column.name == name && column.generated))
+    };
+    let kept: Vec<bool> = relation.columns.iter().map(|column| !generated(&column.name)).collect();
+    let key = key_of(relation, identity, known, earlier);
+    let columns = relation.columns.iter().zip(&kept).filter(|(_, kept)| **kept).map(|(column, _)| Column {
+        name: column.name.clone(),
+        type_oid: column.type_oid,
+        typmod: column.type_modifier,
+        // A type that was dropped since: its values are text, and so is the cast.
+        type_name: type_names.get(&column.type_oid).cloned().unwrap_or_else(|| "pg_catalog.text".into()),
+        key: key.iter().position(|name| *name == column.name).and_then(|place| u16::try_from(place).ok()),
+    });
+    let table = TableName::new(relation.schema.clone(), relation.name.clone());
+    let shape = TableShape { database: database.to_owned(), table, identity, columns: columns.collect() };
+    let all = kept.iter().all(|kept| *kept);
+    (shape, Columns { kept: if all { None } else { Some(kept) } })
+}
+
+fn key_of(
+    relation: &RelationInfo,
+    identity: Identity,
+    known: Option<&catalog::Table>,
+    earlier: Option<&StreamTable>,
+) -> Vec<String> {
+    let has = |names: &[String]| names.iter().all(|name| relation.columns.iter().any(|column| column.name == *name));
+    if let Some(table) = known.filter(|table| has(&table.key)) {
+        // The catalog may be ahead: under an index identity only columns that the stream marks can be in a before image.
+        let sent = |name: &String| relation.columns.iter().any(|column| column.key && column.name == *name);
+        if identity == Identity::Full || table.key.iter().all(sent) {
+            return table.key.clone();
+        }
+    }
+    if identity != Identity::Full {
+        return relation.columns.iter().filter(|column| column.key).map(|column| column.name.clone()).collect();
+    }
+    // Dropped since, or another key now: what it was when we met it before.
+    let earlier = earlier.map(|table| {
+        let shape = table.encoder.shape();
+        shape.key_columns().into_iter().map(|at| shape.columns[at].name.clone()).collect::<Vec<String>>()
+    });
+    earlier.filter(|names| has(names)).unwrap_or_default()
+}

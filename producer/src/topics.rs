@@ -1,0 +1,184 @@
+//! The lane's topics: made by us with unlimited retention, checked at every start. I/O, thin.
+//!
+//! Kafka's default retention would delete events before anybody has applied them, and compaction would delete all but the
+//! last of each key: both are silent losses, so both are errors.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::types::RDKafkaErrorCode;
+use service::config;
+use service::retry::Backoff;
+
+use crate::error::Error;
+
+/// The largest record that the topics and the producers take. A row beyond it is a named error.
+pub const RECORD_BYTES_MAX: usize = 32 << 20;
+
+const ASKED_WITHIN: Duration = Duration::from_secs(15);
+/// Topics described or created by one request.
+const REQUEST_TOPICS: usize = 200;
+const DESCRIBE_ATTEMPTS: u32 = 20;
+
+/// A topic as it must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub name: String,
+    /// `None`: whatever it was made with; `made_with` counts only when it is made now.
+    pub partitions: Option<usize>,
+    pub made_with: usize,
+    pub compacted: bool,
+}
+
+impl Wanted {
+    /// A topic of one partition, such as the transactions.
+    pub fn single(name: String) -> Wanted {
+        Wanted { name, partitions: Some(1), made_with: 1, compacted: false }
+    }
+
+    pub fn compacted(self) -> Wanted {
+        Wanted { compacted: true, ..self }
+    }
+
+    /// Pinned to this number.
+    pub fn of(name: String, partitions: usize) -> Wanted {
+        Wanted { name, partitions: Some(partitions), made_with: partitions, compacted: false }
+    }
+
+    /// Made with this number, and any other accepted.
+    pub fn about(name: String, partitions: usize) -> Wanted {
+        Wanted { name, partitions: None, made_with: partitions, compacted: false }
+    }
+
+    fn cleanup_policy(&self) -> &'static str {
+        if self.compacted { "compact" } else { "delete" }
+    }
+}
+
+/// Makes topics and reads their settings.
+pub struct TopicAdmin {
+    admin: AdminClient<DefaultClientContext>,
+    kafka: config::Kafka,
+}
+
+impl TopicAdmin {
+    /// # Errors
+    /// A property is unknown or reserved.
+    pub fn new(kafka: &config::Kafka, client_id: &str) -> Result<TopicAdmin, Error> {
+        let config = service::kafka::client_config(kafka, client_id, &[])?;
+        Ok(TopicAdmin { admin: service::kafka::create(kafka, &config)?, kafka: kafka.clone() })
+    }
+
+    /// The names of those that do not exist.
+    ///
+    /// # Errors
+    /// Kafka does not answer.
+    pub async fn missing(&self, wanted: &[Wanted]) -> Result<Vec<String>, Error> {
+        let present = self.partitions(wanted)?;
+        Ok(wanted.iter().map(|topic| topic.name.clone()).filter(|name| !present.contains_key(name)).collect())
+    }
+
+    /// Makes those that are missing and checks the settings of all. Returns each topic's number of partitions.
+    ///
+    /// # Errors
+    /// `TopicConfig` or `TopicPartitions` for one that would lose events, `TopicCreate`, or Kafka does not answer.
+    pub async fn ensure(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
+        let mut present = self.partitions(wanted)?;
+        let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !present.contains_key(&topic.name)).collect();
+        for some in missing.chunks(REQUEST_TOPICS) {
+            self.create(some).await?;
+        }
+        present.extend(missing.iter().map(|topic| (topic.name.clone(), topic.made_with)));
+        for some in wanted.chunks(REQUEST_TOPICS) {
+            self.check(some).await?;
+        }
+        for topic in wanted {
+            let found = present.get(&topic.name).copied().unwrap_or(0);
+            if let Some(expected) = topic.partitions.filter(|expected| *expected != found) {
+                return Err(Error::TopicPartitions { topic: topic.name.clone(), found, expected });
+            }
+        }
+        Ok(present)
+    }
+
+    fn partitions(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
+        let failed = |error| Error::from(service::kafka::failed(&self.kafka, error));
+        // The call blocks while the broker does not answer; other tasks must go on meanwhile.
+        let asked = tokio::task::block_in_place(|| self.admin.inner().fetch_metadata(None, ASKED_WITHIN));
+        let all = asked.map_err(failed)?;
+        let names: std::collections::HashSet<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
+        let present = all.topics().iter().filter(|topic| names.contains(topic.name()) && topic.error().is_none());
+        Ok(present.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())
+    }
+
+    async fn create(&self, missing: &[&Wanted]) -> Result<(), Error> {
+        let bytes_max = RECORD_BYTES_MAX.to_string();
+        let replicas = i32::from(self.kafka.replication_factor);
+        let new: Vec<NewTopic<'_>> = missing
+            .iter()
+            .map(|topic| {
+                NewTopic::new(
+                    &topic.name,
+                    i32::try_from(topic.made_with).unwrap_or(1),
+                    TopicReplication::Fixed(replicas),
+                )
+                .set("retention.ms", "-1")
+                .set("retention.bytes", "-1")
+                .set("cleanup.policy", topic.cleanup_policy())
+                .set("max.message.bytes", &bytes_max)
+            })
+            .collect();
+        let options = AdminOptions::new().operation_timeout(Some(ASKED_WITHIN)).request_timeout(Some(ASKED_WITHIN));
+        let outcomes = self.admin.create_topics(&new, &options).await;
+        for outcome in outcomes.map_err(|error| service::kafka::failed(&self.kafka, error))? {
+            match outcome {
+                Ok(topic) => tracing::info!(topic, "topic created"),
+                // Another instance that starts beside us was quicker.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => return Err(Error::TopicCreate { topic, message: code.to_string() }),
+            }
+        }
+        Ok(())
+    }
+
+    async fn check(&self, wanted: &[Wanted]) -> Result<(), Error> {
+        let specifiers: Vec<ResourceSpecifier<'_>> =
+            wanted.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
+        let options = AdminOptions::new().request_timeout(Some(ASKED_WITHIN));
+        let mut backoff = Backoff::new(Duration::from_millis(500));
+        'asked: for attempt in 1..=DESCRIBE_ATTEMPTS {
+            let answers = self.admin.describe_configs(&specifiers, &options).await;
+            let answers = answers.map_err(|error| service::kafka::failed(&self.kafka, error))?;
+            for (topic, answer) in wanted.iter().zip(answers) {
+                let described = answer.ok().filter(|described| described.get("cleanup.policy").is_some());
+                let Some(described) = described else {
+                    // A broker that has not yet heard of the new topic answers with an error or with nothing.
+                    if attempt == DESCRIBE_ATTEMPTS {
+                        let what = format!("topic {} cannot be described", topic.name);
+                        return Err(service::kafka::failed(&self.kafka, what).into());
+                    }
+                    tokio::time::sleep(backoff.next_delay()).await;
+                    continue 'asked;
+                };
+                self.check_settings(topic, &described)?;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn check_settings(&self, topic: &Wanted, described: &ConfigResource) -> Result<(), Error> {
+        let rules = [("cleanup.policy", topic.cleanup_policy()), ("retention.ms", "-1"), ("retention.bytes", "-1")];
+        // A compacted topic is not deleted by age.
+        for (name, expected) in rules.into_iter().take(if topic.compacted { 1 } else { 3 }) {
+            let found = described.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+            if found != expected {
+                let brokers = self.kafka.brokers.clone();
+                return Err(Error::TopicConfig { topic: topic.name.clone(), name, found, expected, brokers });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! A look at the source every few seconds: tables that match and are not published, identities that were taken away, and the
+//! WAL that the slot holds back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use changelog::TableName;
+use service::retry::Backoff;
+use tokio_postgres::Client;
+
+use crate::error::{Error, Remedy};
+use crate::lane::Lane;
+use crate::observe;
+use crate::source::catalog::{self, Selection};
+use crate::source::{identity, publication, slot};
+
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks for ever.
+///
+/// # Errors
+/// What trying again does not mend.
+pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
+    let mut said: HashSet<TableName> = HashSet::new();
+    let mut backoff = Backoff::new(INTERVAL);
+    let mut session: Option<Client> = None;
+    loop {
+        let outcome = match session.take() {
+            Some(client) => Ok(client),
+            None => lane.source.connect(&lane.application_name()).await.map_err(Error::from),
+        };
+        let outcome = match outcome {
+            Ok(client) => look(&lane, &client, &mut said).await.map(|()| client),
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(client) => {
+                session = Some(client);
+                backoff.reset();
+                tokio::time::sleep(INTERVAL).await;
+            }
+            Err(error) if error.remedy() == Remedy::Retry => {
+                tracing::debug!(%error, "no look at the source this time");
+                tokio::time::sleep(backoff.next_delay()).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn look(lane: &Lane, client: &Client, said: &mut HashSet<TableName>) -> Result<(), Error> {
+    observe::set(observe::RETAINED, slot::retained(client, &lane.slot).await? as f64);
+    let selection = catalog::select(&catalog::all_tables(client).await?, &lane.config.migration);
+    let Some(published) = publication::published(client, &lane.publication).await? else { return Ok(()) };
+    let published: HashSet<TableName> = published.into_iter().collect();
+    let missing = unpublished(&selection, &published);
+    observe::set(observe::UNPUBLISHED, missing.len() as f64);
+    for table in missing {
+        if said.insert(table.clone()) {
+            tracing::warn!(%table, hint = format!("dflux resync {table}"), "table matches and is not published: it is not migrated");
+        }
+    }
+    // A key dropped or a leaf attached after the start: PostgreSQL would refuse the application's next UPDATE.
+    for table in &selection.need_full {
+        let root = selection.leaves.iter().find(|(_, leaves)| leaves.contains(&table.oid)).map(|(root, _)| *root);
+        let root = root.and_then(|root| selection.published.iter().find(|published| published.oid == root));
+        if published.contains(&table.name) || root.is_some_and(|root| published.contains(&root.name)) {
+            identity::set_full(client, table).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Selected tables that the publication lacks. Pure.
+fn unpublished(selection: &Selection, published: &HashSet<TableName>) -> Vec<TableName> {
+    let names = selection.published.iter().map(|table| &table.name);
+    names.filter(|name| !published.contains(*name)).cloned().collect()
+}

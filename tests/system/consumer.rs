@@ -1,0 +1,619 @@
+//! The consumer alone, against real Kafka and a real target: topics are written by hand, as a producer would and as
+//! producers in trouble would. Long, because each way that a lane can be written wrong is a case of one table of tests.
+
+use changelog::{Lsn, Position};
+use tests::services::Service;
+use tests::wait;
+
+use crate::feed::{Change, Feed, LIMIT, TestChunk, Written, delete, insert, rekey, update, update_full};
+
+const ACCOUNTS: &str =
+    "CREATE TABLE a (id int PRIMARY KEY, v text, n numeric); CREATE TABLE b (id int PRIMARY KEY, v text)";
+
+fn accounts(label: &str) -> Feed {
+    let mut feed = Feed::new(label, ACCOUNTS);
+    feed.table("a", &["id int4 key", "v text", "n numeric"]);
+    feed.table("b", &["id int4 key", "v text"]);
+    feed
+}
+
+fn all(feed: &Feed, table: &str) -> Vec<String> {
+    let sql = format!("SELECT {table}::text FROM {table} ORDER BY 1");
+    feed.rows(&sql)
+}
+
+#[test]
+fn transactions_are_applied_whole_and_in_source_order_over_all_tables() {
+    let mut feed = accounts("order");
+    let service = feed.started();
+    feed.transaction(&[insert("a", "1|one|1.50"), insert("b", "1|x"), insert("a", "2|two|\\N")]);
+    feed.transaction(&[update("a", "1|eins|2"), delete("b", "1|\\N"), insert("b", "2|y")]);
+    // The manifest of the later transaction is there before the events of it are.
+    let lsn = feed.next_lsn();
+    let mut records =
+        feed.records(lsn, &[delete("a", "2|\\N|\\N"), insert("a", "3|'quoted\"|NaN"), update("b", "2|z")]);
+    let manifest = records.pop().unwrap();
+    feed.write(&[manifest]);
+    feed.write(&records);
+    feed.reached(&service, lsn);
+    assert_eq!(all(&feed, "a"), ["(1,eins,2)", "(3,\"'quoted\"\"\",NaN)"]);
+    assert_eq!(all(&feed, "b"), ["(2,z)"]);
+    assert_eq!(
+        feed.rows("SELECT changes_applied || ' ' || transactions_applied || ' ' || phase FROM dflux.lane"),
+        ["9 3 exact"]
+    );
+    assert_eq!(service.terminate().unwrap(), Some(0), "{}", service.log());
+}
+
+#[test]
+fn a_transaction_whose_events_are_not_all_there_is_not_seen() {
+    let mut feed = accounts("whole");
+    let service = feed.started();
+    let lsn = feed.next_lsn();
+    let records = feed.records(lsn, &[insert("a", "1|one|1"), insert("b", "1|x")]);
+    let (first, rest) = records.split_at(1);
+    feed.write(first);
+    let marker = rest[1].clone();
+    feed.write(&[marker]); // the manifest
+    let before = feed.next_lsn();
+    let later = feed.records(before, &[insert("a", "2|two|2")]);
+    feed.write(&later);
+    wait::until_true("the first event is fetched", LIMIT, || service.wait_healthy(LIMIT).is_ok()).unwrap();
+    assert!(all(&feed, "a").is_empty());
+    feed.write(&rest[..1]);
+    feed.reached(&service, before);
+    assert_eq!(all(&feed, "a").len(), 2);
+}
+
+#[test]
+fn what_a_restarted_or_replaced_producer_sends_again_is_dropped() {
+    let mut feed = accounts("resent");
+    let service = feed.started();
+    let first = feed.next_lsn();
+    let one = feed.records(first, &[insert("a", "1|one|1"), insert("b", "1|x"), update("a", "1|uno|1")]);
+    let second = feed.next_lsn();
+    let two = feed.records(second, &[delete("a", "1|\\N|\\N"), insert("a", "2|two|2")]);
+    // A producer dies after two events of the first transaction; the next one skips what is there, and the first, which
+    // does not know that it is dead, sends all of it again between and behind the others.
+    feed.write(&one[..2]);
+    feed.write(&one[2..]);
+    feed.write(&one[..1]);
+    feed.write(&two[..1]);
+    feed.write(&one);
+    feed.write(&two[1..]);
+    feed.write(&one);
+    feed.write(&two);
+    let last = feed.transaction(&[insert("b", "3|z")]);
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "a"), ["(2,two,2)"]);
+    assert_eq!(all(&feed, "b"), ["(1,x)", "(3,z)"]);
+    assert_eq!(feed.rows("SELECT changes_applied || ' ' || diverged FROM dflux.lane"), ["6 0"]);
+}
+
+#[test]
+fn a_consumer_that_is_killed_goes_on_where_the_target_is() {
+    let mut feed = accounts("killed");
+    let mut service = feed.started();
+    for round in 0..5 {
+        for row in 0..20 {
+            let id = round * 100 + row;
+            feed.transaction(&[insert("a", &format!("{id}|v|{id}")), insert("b", &format!("{id}|w"))]);
+        }
+        service = service.start_again().unwrap();
+    }
+    let last = feed.transaction(&[update("a", "0|last|0")]);
+    feed.reached(&service, last);
+    assert_eq!(feed.rows("SELECT count(*)::text FROM a"), ["100"]);
+    assert_eq!(feed.rows("SELECT changes_applied || ' ' || transactions_applied FROM dflux.lane"), ["201 101"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+}
+
+#[test]
+fn changes_of_one_key_in_one_batch_have_the_effect_of_each_in_turn() {
+    let mut feed = Feed::new(
+        "folded",
+        "CREATE TABLE t (id int PRIMARY KEY, big text, v text); CREATE TABLE u (id int PRIMARY KEY, x int UNIQUE)",
+    );
+    feed.table("t", &["id int4 key", "big text", "v text"]);
+    feed.table("u", &["id int4 key", "x int4"]);
+    // Everything is there before the consumer starts: one batch.
+    feed.transaction(&[insert("t", "1|toast|a"), insert("t", "2|gone|b"), insert("t", "9|stays|q")]);
+    feed.transaction(&[update("t", "1|~|b"), delete("t", "2|\\N|\\N"), insert("t", "2|again|c"), update("t", "2|~|d")]);
+    feed.transaction(&[rekey("t", "1|\\N|\\N", "3|~|e"), update("t", "3|~|f"), rekey("t", "2|\\N|\\N", "4|whole|g")]);
+    feed.transaction(&[insert("t", "5|x|y"), delete("t", "5|\\N|\\N"), update("t", "9|~|\\N")]);
+    // Swapped unique values, possible only step by step.
+    feed.transaction(&[insert("u", "1|10"), insert("u", "2|20")]);
+    feed.transaction(&[update("u", "1|-1"), update("u", "2|10"), update("u", "1|20")]);
+    feed.transaction(&[delete("u", "1|\\N"), insert("u", "3|20")]);
+    let last = feed.transaction(&[insert("t", "6|é|\\N")]);
+    let service = feed.started();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(3,toast,f)", "(4,whole,g)", "(6,é,)", "(9,stays,)"]);
+    assert_eq!(all(&feed, "u"), ["(2,10)", "(3,20)"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+}
+
+#[test]
+fn a_truncate_stands_between_what_came_before_and_after() {
+    let mut feed = accounts("truncated");
+    feed.transaction(&[insert("a", "1|x|1"), insert("b", "1|x")]);
+    feed.transaction(&[insert("a", "2|x|1"), Change::Truncate(vec!["a", "b"]), insert("a", "1|y|2")]);
+    let last = feed.transaction(&[update("a", "1|z|3")]);
+    let service = feed.started();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "a"), ["(1,z,3)"]);
+    assert!(all(&feed, "b").is_empty());
+}
+
+#[test]
+fn of_equal_rows_of_a_keyless_table_as_many_go_as_events_say() {
+    let mut feed = Feed::new("keyless", "CREATE TABLE k (n numeric, v text)");
+    feed.table("k", &["n numeric", "v text"]);
+    let service = feed.started();
+    let first = feed.transaction(&[
+        insert("k", "1.0|x"),
+        insert("k", "1.0|x"),
+        insert("k", "1.0|x"),
+        insert("k", "1.00|x"),
+        insert("k", "\\N|\\N"),
+        insert("k", "\\N|\\N"),
+    ]);
+    feed.reached(&service, first);
+    assert_eq!(all(&feed, "k"), ["(,)", "(,)", "(1.0,x)", "(1.0,x)", "(1.0,x)", "(1.00,x)"]);
+    let second = feed.transaction(&[
+        delete("k", "1.0|x"),
+        delete("k", "1.0|x"),
+        delete("k", "\\N|\\N"),
+        update_full("k", "1.00|x", "2|y"),
+        update_full("k", "2|y", "3|z"),
+    ]);
+    feed.reached(&service, second);
+    assert_eq!(all(&feed, "k"), ["(,)", "(1.0,x)", "(3,z)"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+    let third = feed.transaction(&[delete("k", "7|no"), delete("k", "3|z")]);
+    feed.reached(&service, third);
+    assert_eq!(all(&feed, "k"), ["(,)", "(1.0,x)"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["1"]);
+}
+
+#[test]
+fn a_change_that_finds_no_row_is_a_divergence_and_the_rest_of_its_batch_is_applied() {
+    let mut feed = accounts("diverged");
+    feed.transaction(&[insert("a", "1|x|1"), insert("a", "2|x|1")]);
+    feed.transaction(&[update("a", "7|x|1"), delete("b", "8|\\N"), update("a", "1|y|2")]);
+    let last = feed.transaction(&[delete("a", "2|\\N|\\N")]);
+    let service = feed.started();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "a"), ["(1,y,2)"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["2"]);
+    let found = feed.rows("SELECT table_name || ' ' || op || ' ' || ordinal FROM dflux.divergence ORDER BY ordinal");
+    assert_eq!(found, ["a update 0", "b delete 1"]);
+    assert_eq!(service.metric("dflux_consumer_diverged_total").unwrap(), Some(2.0));
+}
+
+#[test]
+fn a_transaction_of_several_segments_is_applied_at_once_in_bounded_batches() {
+    let mut feed = accounts("segments");
+    feed.migration.configure(&[("consumer", "batch_changes_max", 100.into())]).unwrap();
+    let service = feed.started();
+    let lsn = feed.next_lsn();
+    let (mut written, mut manifests): (Vec<Vec<Written>>, Vec<Written>) = (Vec::new(), Vec::new());
+    for segment in 0..4_u64 {
+        let mut events = Vec::new();
+        let mut last = Position::default();
+        for ordinal in segment * 250..segment * 250 + 250 {
+            let change =
+                if ordinal % 250 == 249 { update("a", "0|updated|0") } else { insert("a", &format!("{ordinal}|v|1")) };
+            last = feed.events(Position::new(lsn, ordinal), &change, &mut events);
+        }
+        let manifest = feed.manifest(last, segment == 3, &events);
+        manifests.push(feed.lane_record(&changelog::LaneRecord::Manifest(manifest)));
+        written.push(events);
+    }
+    for segment in 0..3 {
+        feed.write(&written[segment]);
+        feed.write(&manifests[segment..=segment]);
+    }
+    wait::until_true("three segments are in the open transaction", LIMIT, || {
+        let active = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()";
+        feed.target.number(active).is_ok_and(|count| count > 0)
+    })
+    .unwrap();
+    assert!(all(&feed, "a").is_empty());
+    feed.write(&written[3]);
+    feed.write(&manifests[3..]);
+    feed.reached(&service, lsn);
+    assert_eq!(feed.rows("SELECT count(*)::text || (SELECT v FROM a WHERE id = 0) FROM a"), ["996updated"]);
+    assert_eq!(
+        feed.rows("SELECT changes_applied || ' ' || transactions_applied || ' ' || diverged FROM dflux.lane"),
+        ["1000 1 0"]
+    );
+}
+
+fn second_instance(feed: &Feed) -> Service {
+    let standby = feed.migration.service("consumer").name("standby").arguments(["--lane", "forward"]).start().unwrap();
+    wait::until("it stands by", LIMIT, || match standby.health() {
+        Ok(health) if health.contains("standing by") => Ok(()),
+        Ok(health) => Err(health),
+        Err(failure) => Err(failure.to_string()),
+    })
+    .unwrap();
+    standby
+}
+
+#[test]
+fn a_second_instance_takes_over_when_the_first_is_killed() {
+    let mut feed = accounts("takeover");
+    let service = feed.started();
+    let first = feed.transaction(&[insert("a", "1|x|1")]);
+    feed.reached(&service, first);
+    let standby = second_instance(&feed);
+    service.kill();
+    let second = feed.transaction(&[insert("a", "2|x|1")]);
+    feed.reached(&standby, second);
+    assert_eq!(feed.rows("SELECT epoch::text FROM dflux.lane"), ["2"]);
+    assert_eq!(all(&feed, "a").len(), 2);
+}
+
+#[test]
+fn a_hung_instance_is_replaced_and_commits_nothing_when_it_wakes_up() {
+    let mut feed = accounts("hung");
+    feed.migration.configure(&[("consumer", "lease_seconds", 2.into())]).unwrap();
+    let service = feed.started();
+    let first = feed.transaction(&[insert("a", "1|x|1")]);
+    feed.reached(&service, first);
+    let standby = second_instance(&feed);
+    service.pause();
+    let second = feed.transaction(&[insert("a", "2|x|1"), update("a", "1|y|1")]);
+    feed.reached(&standby, second);
+    service.resume();
+    wait::until("the first stands by", LIMIT, || match service.health() {
+        Ok(health) if health.contains("standing by") => Ok(()),
+        Ok(health) => Err(health),
+        Err(failure) => Err(failure.to_string()),
+    })
+    .unwrap();
+    let third = feed.transaction(&[insert("a", "3|x|1")]);
+    feed.reached(&standby, third);
+    assert_eq!(all(&feed, "a").len(), 3);
+    assert_eq!(feed.rows("SELECT epoch || ' ' || changes_applied || ' ' || diverged FROM dflux.lane"), ["2 4 0"]);
+}
+
+#[test]
+fn a_topic_made_anew_under_the_same_name_is_a_named_error() {
+    let mut feed = accounts("anew");
+    let service = feed.started();
+    for row in 0..5 {
+        feed.transaction(&[insert("a", &format!("{row}|x|1"))]);
+    }
+    let marker = feed.marker("");
+    feed.reached(&service, marker);
+    wait::until_true("the offsets are noted", LIMIT, || {
+        feed.marker("");
+        feed.target
+            .number("SELECT count(*) FROM dflux.offset_hint WHERE commit_lsn IS NOT NULL AND topic LIKE '%.a'")
+            .is_ok_and(|n| n == 1)
+    })
+    .unwrap();
+    service.kill();
+    let broker = &tests::stack::shared().unwrap().broker;
+    broker.delete_topic(&feed.topic("a")).unwrap();
+    broker.create_topic(&feed.topic("a"), 1, &[("retention.ms", "-1")]).unwrap();
+    for row in 10..20 {
+        feed.transaction(&[insert("a", &format!("{row}|x|1"))]);
+    }
+    let log = feed.ends(&feed.consumer());
+    assert!(log.contains("deleted, made anew or cut off") && log.contains("hint: "), "{log}");
+    assert_eq!(all(&feed, "a").len(), 5);
+    assert_eq!(feed.rows("SELECT phase || (error LIKE '%made anew%') FROM dflux.lane"), ["stoppedtrue"]);
+}
+
+#[test]
+fn a_lost_event_is_a_named_error() {
+    let mut feed = accounts("lost");
+    let lsn = feed.next_lsn();
+    let records = feed.records(lsn, &[insert("a", "1|x|1"), insert("a", "2|x|1")]);
+    feed.write(&[records[0].clone(), records[2].clone()]);
+    feed.transaction(&[insert("a", "3|x|1")]);
+    let log = feed.ends(&feed.started());
+    assert!(log.contains("events are lost"), "{log}");
+    assert!(all(&feed, "a").is_empty());
+}
+
+#[test]
+fn another_source_under_the_same_name_is_a_named_error() {
+    let mut feed = accounts("foreign");
+    let service = feed.started();
+    let lsn = feed.transaction(&[insert("a", "1|x|1")]);
+    feed.reached(&service, lsn);
+    service.kill();
+    feed.target.run("UPDATE dflux.lane SET system_identifier = '1'").unwrap();
+    let log = feed.ends(&feed.consumer());
+    assert!(log.contains("system identifier"), "{log}");
+}
+
+#[test]
+fn a_column_that_the_target_lacks_is_named_before_anything_is_applied() {
+    let mut feed = accounts("lacks");
+    feed.target.run("ALTER TABLE a DROP COLUMN v").unwrap();
+    feed.transaction(&[insert("b", "1|x"), insert("a", "1|x|1")]);
+    let log = feed.ends(&feed.started());
+    assert!(log.contains("lacks column v") && log.contains("hint: ALTER TABLE public.a ADD COLUMN v"), "{log}");
+    assert!(all(&feed, "b").is_empty());
+    feed.target.run("ALTER TABLE a ADD COLUMN v text").unwrap();
+    let last = feed.marker("");
+    let service = feed.consumer();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "b"), ["(1,x)"]);
+}
+
+#[test]
+fn every_type_arrives_as_it_was() {
+    let mut feed = Feed::new(
+        "types",
+        "CREATE TABLE y (id int PRIMARY KEY, b bool, i8 int8, f float8, m numeric(10,2), d date, ts timestamp, tz timestamptz, \
+         by bytea, u uuid, c char(5), vc varchar(3), ar int[], j jsonb, gen int GENERATED ALWAYS AS (id * 2) STORED, extra int DEFAULT 5)",
+    );
+    let columns = [
+        "id int4 key",
+        "b bool",
+        "i8 int8",
+        "f float8",
+        "m money2",
+        "d date",
+        "ts timestamp",
+        "tz timestamptz",
+        "by bytea",
+        "u uuid",
+        "c bpchar5",
+        "vc varchar3",
+        "ar int4array",
+        "j jsonb",
+    ];
+    feed.table("y", &columns);
+    let ordinary = "1|t|-9223372036854775808|-0|-12345678.90|2024-02-29|1999-12-31 23:59:59.999999|0001-01-01 00:00:00+00|\\x00ff|\
+                    a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11|ab   |xyz|{1,NULL,3}|{\"a\": 1}";
+    let odd = "2|f|1|NaN|NaN|infinity|-infinity|0044-03-15 10:00:00+00 BC|\\x|a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11|     ||{}|null";
+    feed.transaction(&[
+        insert("y", ordinary),
+        insert("y", odd),
+        insert("y", "3|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N|\\N"),
+    ]);
+    let last = feed.transaction(&[update("y", &ordinary.replacen("1|t", "1|f", 1))]);
+    let service = feed.started();
+    feed.reached(&service, last);
+    let rows = feed.rows("SET timezone = 'UTC'; SELECT y::text FROM y ORDER BY id");
+    let expected = [
+        "(1,f,-9223372036854775808,-0,-12345678.90,2024-02-29,\"1999-12-31 23:59:59.999999\",\"0001-01-01 00:00:00+00\",\"\\\\x00ff\",\
+         a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,\"ab   \",xyz,\"{1,NULL,3}\",\"{\"\"a\"\": 1}\",2,5)",
+        "(2,f,1,NaN,NaN,infinity,-infinity,\"0044-03-15 10:00:00+00 BC\",\"\\\\x\",a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11,\"     \",\"\",{},null,4,5)",
+        "(3,,,,,,,,,,,,,,6,5)",
+    ];
+    assert_eq!(rows, expected);
+    let long = feed.transaction(&[insert("y", &odd.replacen("||{}", "|toolong|{}", 1).replacen("2|", "4|", 1))]);
+    let log = feed.ends(&service);
+    assert!(log.contains(&format!("insert on public.y at {}", Position::new(long, 0))), "{log}");
+}
+
+fn chunk<'a>(table: &'a str, number: u32, partition: i32, lsn: Lsn) -> TestChunk<'a> {
+    TestChunk {
+        table,
+        number,
+        generation: 0,
+        attempt: 1,
+        partition,
+        snapshot_lsn: lsn,
+        exact: true,
+        columns: &["id", "v"],
+    }
+}
+
+#[test]
+fn a_chunk_is_loaded_once_whatever_attempts_come_and_half_a_chunk_leaves_nothing() {
+    let mut feed = Feed::new("chunks", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    let c = feed.consistent_point;
+    let (one, two) = (chunk("t", 0, 0, c), chunk("t", 1, 1, c));
+    let half = TestChunk { number: 2, ..one };
+    let again = TestChunk { attempt: 2, ..half };
+    feed.write(&[
+        feed.block(&one, (0, None), "1\ta\n"),
+        feed.block(&one, (1, Some(2)), "2\tb\n"),
+        feed.block(&two, (0, Some(1)), "11\tk\n"),
+        feed.block(&half, (0, None), "21\thalf\n"),
+        // The producer died and reads it again, in the same partition; and sends the first one twice.
+        feed.block(&again, (0, None), "21\tu\n"),
+        feed.block(&half, (1, Some(2)), "22\thalf\n"),
+        feed.block(&again, (1, Some(2)), "22\tw\n"),
+        feed.block(&TestChunk { attempt: 2, ..one }, (0, Some(1)), "1\twrong\n"),
+        feed.block(&TestChunk { attempt: 3, ..two }, (0, Some(1)), "1\twrong\n"),
+    ]);
+    feed.copied("t", &["id"], 3, 5);
+    feed.completed(&["t"], c);
+    let last = feed.transaction(&[update("t", "1|A"), delete("t", "11|\\N"), insert("t", "12|l")]);
+    let service = feed.consumer();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(1,A)", "(12,l)", "(2,b)", "(21,u)", "(22,w)"]);
+    assert_eq!(
+        feed.rows("SELECT chunk || ':' || attempt || ':' || row_count FROM dflux.chunk ORDER BY 1"),
+        ["0:1:2", "1:1:1", "2:2:2"]
+    );
+    let keys = "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'p' AND conrelid = 't'::regclass";
+    assert_eq!(feed.rows(keys), ["PRIMARY KEY (id)"]);
+}
+
+#[test]
+fn a_load_that_is_killed_goes_on_with_the_chunks_that_are_missing() {
+    let mut feed = Feed::new("loadkill", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    let c = feed.consistent_point;
+    let mut service = feed.consumer();
+    for number in 0..6 {
+        let part = chunk("t", number, (number % 2) as i32, c);
+        feed.write(&[feed.block(&part, (0, None), &format!("{number}\ta\n"))]);
+        if number == 2 || number == 4 {
+            service = service.start_again().unwrap();
+        }
+        feed.write(&[feed.block(&part, (1, Some(2)), &format!("{}\tb\n", number + 100))]);
+    }
+    feed.copied("t", &["id"], 6, 12);
+    feed.completed(&["t"], c);
+    let marker = feed.marker("");
+    feed.reached(&service, marker);
+    assert_eq!(feed.rows("SELECT count(*)::text FROM t"), ["12"]);
+}
+
+#[test]
+fn a_missing_block_or_a_wrong_count_of_rows_is_a_named_error() {
+    for (label, sequence, rows, part) in [("gap", 2, 2, "block 2 follows block 0"), ("count", 1, 3, "holds 2 rows")] {
+        let mut feed = Feed::new(label, "CREATE TABLE t (id int, v text)");
+        feed.table("t", &["id int4 key", "v text"]);
+        let one = chunk("t", 0, 0, feed.consistent_point);
+        feed.write(&[feed.block(&one, (0, None), "1\ta\n"), feed.block(&one, (sequence, Some(rows)), "2\tb\n")]);
+        let log = feed.ends(&feed.consumer());
+        assert!(log.contains(part), "{log}");
+        assert!(all(&feed, "t").is_empty());
+    }
+}
+
+#[test]
+fn changes_that_the_copy_may_have_already_are_tolerated_until_it_is_passed() {
+    let mut feed = Feed::new("tolerant", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    let c = feed.consistent_point;
+    // Chunk 0 was read at C, chunk 1 under a later snapshot, when the two transactions below were in it already.
+    feed.transaction(&[insert("t", "11|new"), delete("t", "12|\\N"), update("t", "1|changed"), update("t", "13|v")]);
+    let second = feed.transaction(&[update("t", "11|newer"), rekey("t", "2|\\N", "14|moved")]);
+    let later = Lsn(second.0 + 0x10);
+    let one = chunk("t", 0, 0, c);
+    let two = TestChunk { exact: false, snapshot_lsn: later, ..chunk("t", 1, 1, c) };
+    feed.write(&[
+        feed.block(&one, (0, Some(2)), "1\ta\n2\tb\n"),
+        feed.block(&two, (0, Some(3)), "11\tnewer\n13\tv\n14\tmoved\n"),
+    ]);
+    feed.copied("t", &["id"], 2, 5);
+    feed.completed(&["t"], later);
+    let service = feed.consumer();
+    feed.reached(&service, second);
+    let last = feed.transaction(&[update("t", "14|strict")]);
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(1,changed)", "(11,newer)", "(13,v)", "(14,strict)"]);
+    assert_eq!(feed.rows("SELECT phase || diverged FROM dflux.lane"), ["exact0"]);
+    let diverging = feed.transaction(&[delete("t", "99|\\N")]);
+    feed.reached(&service, diverging);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["1"]);
+}
+
+#[test]
+fn changes_of_a_keyless_table_below_its_snapshot_are_skipped() {
+    let mut feed = Feed::new("below", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4", "v text"]);
+    let c = feed.consistent_point;
+    let first = feed.transaction(&[insert("t", "1|a"), insert("t", "1|a")]);
+    let copy = TestChunk { snapshot_lsn: Lsn(first.0 + 1), ..chunk("t", 0, 0, c) };
+    feed.write(&[feed.block(&copy, (0, Some(2)), "1\ta\n1\ta\n")]);
+    feed.copied("t", &[], 1, 2);
+    feed.completed(&["t"], c);
+    let last = feed.transaction(&[insert("t", "1|a"), update_full("t", "1|a", "2|b")]);
+    let service = feed.consumer();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(1,a)", "(1,a)", "(2,b)"]);
+}
+
+#[test]
+fn columns_that_no_event_has_are_read_again_from_the_source() {
+    let mut feed = Feed::new("incomplete", "CREATE TABLE t (id int, big text, v text)");
+    feed.table("t", &["id int4 key", "big text", "v text"]);
+    let source = feed.migration.source().unwrap();
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, big text, v text); INSERT INTO t VALUES (5, 'toast''\\', 'b')")
+        .unwrap();
+    let point: Lsn = source.value("SELECT pg_current_wal_insert_lsn()").unwrap().parse().unwrap();
+    let c = feed.consistent_point;
+    // The row moved from chunk 1 to chunk 0 between their snapshots: no chunk has it, and its change not its TOAST column.
+    let first = feed.transaction(&[rekey("t", "50|\\N|\\N", "5|~|a"), update("t", "5|~|b")]);
+    feed.copied("t", &["id"], 1, 0);
+    let empty = TestChunk { columns: &["id", "big", "v"], exact: false, ..chunk("t", 0, 0, c) };
+    feed.write(&[feed.block(&empty, (0, Some(0)), "")]);
+    feed.completed(&["t"], Lsn(first.0 + 1));
+    let service = feed.consumer();
+    feed.marker("");
+    wait::until("the row is read again", LIMIT, || {
+        let rows = all(&feed, "t");
+        if rows.len() == 1 { Ok(()) } else { Err(format!("{rows:?}")) }
+    })
+    .unwrap_or_else(|failure| panic!("{failure}\n{}", service.log()));
+    assert_eq!(all(&feed, "t"), ["(5,\"toast'\\\\\",b)"]);
+    assert_eq!(feed.rows("SELECT count(*)::text FROM dflux.incomplete"), ["0"]);
+    let tolerant = format!("SELECT phase || (exact_from >= '{point}') FROM dflux.lane");
+    assert_eq!(feed.rows(&tolerant), ["toleranttrue"]);
+}
+
+#[test]
+fn a_chunk_that_another_producer_wrote_between_is_found_where_the_ledger_says() {
+    let mut feed = Feed::new("between", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    let c = feed.consistent_point;
+    let (one, two) = (chunk("t", 0, 0, c), TestChunk { attempt: 2, ..chunk("t", 1, 0, c) });
+    feed.write(&[
+        feed.block(&one, (0, None), "1\ta\n"),
+        feed.block(&two, (0, None), "11\tk\n"),
+        feed.block(&one, (1, Some(2)), "2\tb\n"),
+        feed.block(&two, (1, Some(2)), "12\tl\n"),
+    ]);
+    feed.ledger_chunk(&one, 2);
+    feed.ledger_chunk(&two, 2);
+    feed.copied("t", &["id"], 2, 4);
+    feed.completed(&["t"], c);
+    let marker = feed.marker("");
+    let service = feed.consumer();
+    feed.reached(&service, marker);
+    assert_eq!(all(&feed, "t"), ["(1,a)", "(11,k)", "(12,l)", "(2,b)"]);
+}
+
+#[test]
+fn a_table_is_read_again_while_the_rest_keeps_flowing() {
+    for keyed in [true, false] {
+        let mut feed = accounts(if keyed { "resync" } else { "resynckeyless" });
+        feed.target.run("CREATE TABLE t (id int, v text)").unwrap();
+        feed.table("t", if keyed { &["id int4 key", "v text"] } else { &["id int4", "v text"] });
+        let mut service = feed.started();
+        let first = feed.transaction(&[insert("t", "1|a"), insert("t", "2|b"), insert("b", "1|x")]);
+        feed.reached(&service, first);
+        feed.target.run("UPDATE t SET v = 'spoilt'; INSERT INTO t VALUES (77, 'foreign')").unwrap();
+        feed.resync("t", 1);
+        wait::until("the table is suspended", LIMIT, || {
+            let states = feed.rows("SELECT state FROM dflux.table_state");
+            if states == ["resyncing"] { Ok(()) } else { Err(format!("{states:?}")) }
+        })
+        .unwrap();
+        assert!(all(&feed, "t").is_empty());
+        // One transaction before the snapshot, one in it, two behind it.
+        let below = feed.transaction(&[insert("t", "3|c"), insert("a", "1|x|1")]);
+        feed.reached(&service, below);
+        let copy = TestChunk { generation: 1, ..chunk("t", 0, 1, Lsn(below.0 + 1)) };
+        feed.transaction(&[update_full("t", "1|a", "1|A"), delete("t", "2|b"), update("b", "1|y")]);
+        let before_load = feed.transaction(&[insert("t", "4|d"), insert("t", "5|e"), insert("a", "2|x|1")]);
+        feed.reached(&service, before_load);
+        assert!(all(&feed, "t").is_empty());
+        service = service.start_again().unwrap();
+        feed.write(&[feed.block(&copy, (0, Some(3)), "1\ta\n2\tb\n3\tc\n")]);
+        feed.ledger_chunk(&copy, 3);
+        feed.copied_as("t", 1, if keyed { &["id"] } else { &[] }, 1, 3);
+        wait::until("the table is the lane's again", LIMIT, || {
+            feed.transaction(&[update("a", "2|y|2")]);
+            let states = feed.rows("SELECT state FROM dflux.table_state");
+            if states == ["live"] { Ok(()) } else { Err(format!("{states:?}")) }
+        })
+        .unwrap_or_else(|failure| panic!("{failure}\n{}", service.log()));
+        let last = feed.transaction(&[delete("t", "4|d"), insert("t", "6|f")]);
+        feed.reached(&service, last);
+        assert_eq!(all(&feed, "t"), ["(1,A)", "(3,c)", "(5,e)", "(6,f)"]);
+        assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+        // Behind a restart the table is as any other.
+        let service = service.start_again().unwrap();
+        let last = feed.transaction(&[insert("t", "7|g")]);
+        feed.reached(&service, last);
+        assert_eq!(all(&feed, "t").len(), 5);
+    }
+}

@@ -1,0 +1,14 @@
+//! The system tests: real PostgreSQL, real Kafka, a real registry and the real programs. One binary, so that the servers
+//! that tests share are started once.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+mod consumer;
+mod control;
+mod crash;
+mod feed;
+mod producer;
+mod readers;
+mod smoke;
+mod validator;
+mod walsender;

@@ -1,0 +1,398 @@
+//! One comparison of one range: two snapshots, and what settles the rows between them. See the picture in `lib`.
+//!
+//! Nothing here judges by time or by trying again: an attempt ends with equality, with a proved difference, or with the reason
+//! why it says nothing ([`Unsettled`]).
+
+use std::time::{Duration, Instant};
+
+use changelog::{Lsn, Position};
+use tokio::sync::Mutex;
+
+use crate::Error;
+use crate::canonical::Layout;
+use crate::compare::Aggregates;
+use crate::definition::TableDefinition;
+use crate::images::{self, Decoders, Delta, Image};
+use crate::lane;
+use crate::localise::{self, Sides};
+use crate::range::Range;
+use crate::reader::{self, Given, Membership, Selection};
+use crate::report::{Finding, key_json};
+use crate::session::Session;
+use crate::settle::{SourceSnapshot, Unsettled};
+use crate::tail::Tail;
+
+/// How often the lane's position is asked for while waiting.
+const POSITION_POLL: Duration = Duration::from_millis(10);
+
+/// What runs between the two databases.
+#[derive(Debug)]
+pub struct Online<'a> {
+    pub tail: &'a Tail,
+    /// Key of `dflux.lane`.
+    pub lane: String,
+    pub decoders: Mutex<Decoders>,
+}
+
+/// A table as both sides are asked about it.
+#[derive(Clone, Debug)]
+pub struct Subject<'a> {
+    pub definition: &'a TableDefinition,
+    pub source: Layout,
+    pub target: Layout,
+}
+
+/// A pair of sessions.
+#[derive(Debug)]
+pub struct Pair {
+    pub source: Session,
+    pub target: Session,
+}
+
+/// What one attempt has proved.
+#[derive(Debug, Default)]
+pub struct Verified {
+    pub rows_source: u64,
+    pub rows_target: u64,
+    pub settled_by_event: u64,
+    /// All that was committed on the source below this position is in the comparison.
+    pub through: Option<Lsn>,
+    pub findings: Vec<Finding>,
+}
+
+impl Verified {
+    fn equal(aggregates: &Aggregates, through: Option<Lsn>) -> Verified {
+        Verified { rows_source: aggregates.rows, rows_target: aggregates.rows, through, ..Verified::default() }
+    }
+}
+
+type Settled<T> = Result<Result<T, Unsettled>, Error>;
+
+/// Unwraps a settled value, or returns why it is not.
+macro_rules! settled {
+    ($value:expr) => {
+        match $value {
+            Ok(value) => value,
+            Err(unsettled) => return Ok(Err(unsettled)),
+        }
+    };
+}
+
+/// Compares a range in two snapshots that are opened and closed here.
+///
+/// # Errors
+/// Outer: `Database` and the like. Inner: why nothing can be said.
+pub async fn compare(
+    pair: &mut Pair,
+    online: Option<&Online<'_>>,
+    subject: &Subject<'_>,
+    range: &Range,
+    deadline: Instant,
+) -> Settled<Verified> {
+    let outcome = match online {
+        Some(online) => compare_online(pair, online, subject, range, deadline).await,
+        None => compare_offline(pair, subject, range).await,
+    };
+    if outcome.is_ok() {
+        pair.source.end().await?;
+        pair.target.end().await?;
+    }
+    outcome
+}
+
+async fn compare_offline(pair: &mut Pair, subject: &Subject<'_>, range: &Range) -> Settled<Verified> {
+    let condition = range.condition(&subject.source, |at| subject.source.stored(at));
+    let selection = Selection { condition: &condition, keys: None };
+    let (source, target) = tokio::try_join!(
+        read(&mut pair.source, &subject.source, &selection),
+        read(&mut pair.target, &subject.target, &selection)
+    )?;
+    let (source, target) = (settled!(source), settled!(target));
+    if source == target {
+        return Ok(Ok(Verified::equal(&source, None)));
+    }
+    let mut sides = sides(pair, subject);
+    let findings = if subject.source.keyless() {
+        localise::keyless(&mut sides, &selection, &Delta::default()).await?
+    } else {
+        localise::keyed(&mut sides, &selection).await?
+    };
+    let verified = Verified { rows_source: source.rows, rows_target: target.rows, findings, ..Verified::default() };
+    Ok(Ok(proved(verified, subject, &source, &target)))
+}
+
+fn sides<'a>(pair: &'a mut Pair, subject: &'a Subject<'_>) -> Sides<'a> {
+    Sides {
+        source: &mut pair.source,
+        target: &mut pair.target,
+        source_layout: &subject.source,
+        target_layout: &subject.target,
+    }
+}
+
+/// Opens a snapshot and sums in it.
+async fn read(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Aggregates> {
+    session.begin().await?;
+    sums(session, layout, selection).await
+}
+
+async fn sums(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Aggregates> {
+    let aggregates = reader::aggregates(session, layout, selection).await?;
+    // Asked after reading: the read holds a lock that keeps the file from now on.
+    if !reader::same_file(session, &layout.table).await? {
+        return Ok(Err(Unsettled::Rewritten));
+    }
+    Ok(Ok(aggregates))
+}
+
+/// Sums differ, so there is a difference, also where no single row was named.
+fn proved(mut verified: Verified, subject: &Subject<'_>, source: &Aggregates, target: &Aggregates) -> Verified {
+    if verified.findings.is_empty() {
+        if source.rows != target.rows || source.key != target.key {
+            verified.findings.push(unnamed(1, None, "rows_differ"));
+        }
+        let layout = &subject.source;
+        let sums = layout.summed().into_iter().zip(source.sums.iter().zip(&target.sums));
+        for (at, _) in sums.filter(|(_, (a, b))| a != b) {
+            verified.findings.push(unnamed(2, Some(&layout.fields[at].name), "value_differs"));
+        }
+    }
+    verified
+}
+
+fn unnamed(level: u8, column: Option<&str>, cause: &str) -> Finding {
+    let mut finding = Finding::rows(level, column, cause, Vec::new());
+    (finding.count, finding.count_is_minimum) = (1, true);
+    finding
+}
+
+async fn compare_online(
+    pair: &mut Pair,
+    online: &Online<'_>,
+    subject: &Subject<'_>,
+    range: &Range,
+    deadline: Instant,
+) -> Settled<Verified> {
+    let condition = range.condition(&subject.source, |at| subject.source.stored(at));
+    let selection = Selection { condition: &condition, keys: None };
+    let lease = online.tail.lease();
+    pair.source.begin().await?;
+    let (snapshot, through) = reader::position(&mut pair.source).await?;
+    lease.hold(snapshot.clone());
+    let (source, target) = tokio::try_join!(
+        sums(&mut pair.source, &subject.source, &selection),
+        read_applied(&mut pair.target, online, subject, &selection, through, deadline)
+    )?;
+    let (source, (target, applied)) = (settled!(source), settled!(target));
+    if source == target {
+        // Equal sums are equal rows, those in flight included.
+        return Ok(Ok(Verified::equal(&source, Some(through))));
+    }
+    let context = Unequal { online, subject, range, condition: &condition, source, target, through };
+    let changes = settled!(context.changes(&snapshot, applied, deadline).await?);
+    let outcome = if subject.source.keyless() {
+        context.settle_keyless(pair, &changes).await
+    } else {
+        context.settle_keyed(pair, &changes).await
+    };
+    drop(lease);
+    outcome
+}
+
+/// Waits until the lane has applied what the source snapshot sees, then opens the target's snapshot: its sums, and the position
+/// that it is at.
+async fn read_applied(
+    target: &mut Session,
+    online: &Online<'_>,
+    subject: &Subject<'_>,
+    selection: &Selection<'_>,
+    through: Lsn,
+    deadline: Instant,
+) -> Settled<(Aggregates, Position)> {
+    let began = Instant::now();
+    target.end().await?;
+    loop {
+        let state = settled!(exact(target, &online.lane).await?);
+        if reader::covers(state.applied, through) {
+            break;
+        }
+        if Instant::now() > deadline {
+            let mut detail = format!("applied {}, source at {through}", state.applied.commit_lsn);
+            if let Some(error) = &state.error {
+                detail.push_str(&format!("; the lane's error: {error}"));
+            }
+            return Ok(Err(Unsettled::Lag { waited_seconds: began.elapsed().as_secs(), detail }));
+        }
+        tokio::time::sleep(POSITION_POLL).await;
+    }
+    target.begin().await?;
+    let state = settled!(exact(target, &online.lane).await?);
+    if let Some(why) = lane::table_blocked(target, &online.lane, &subject.target.table).await? {
+        return Ok(Err(Unsettled::NotExact(why)));
+    }
+    let aggregates = settled!(sums(target, &subject.target, selection).await?);
+    Ok(Ok((aggregates, state.applied)))
+}
+
+async fn exact(target: &mut Session, lane: &str) -> Settled<lane::LaneState> {
+    let Some(state) = lane::read(target, lane).await? else {
+        return Ok(Err(Unsettled::NotExact("the lane's row is gone".into())));
+    };
+    settled!(state.exact());
+    Ok(Ok(state))
+}
+
+/// Two sums that differ, both snapshots still open.
+struct Unequal<'a> {
+    online: &'a Online<'a>,
+    subject: &'a Subject<'a>,
+    range: &'a Range,
+    condition: &'a str,
+    source: Aggregates,
+    target: Aggregates,
+    through: Lsn,
+}
+
+impl Unequal<'_> {
+    /// The changes in flight between the snapshots.
+    async fn changes(
+        &self,
+        snapshot: &SourceSnapshot,
+        applied: Position,
+        deadline: Instant,
+    ) -> Settled<Vec<crate::window::Change>> {
+        let tail = self.online.tail;
+        let topic = tail.topics().table(&self.subject.source.table);
+        // A moment at least: the position that is to be reached has been applied already.
+        let deadline = deadline.max(Instant::now() + Duration::from_secs(5));
+        settled!(tail.reach(&topic, deadline).await?);
+        let changes = settled!(tail.window().in_flight(&topic, snapshot, applied));
+        let table = self.subject.source.table.to_string();
+        self.online.decoders.lock().await.prepare(&table, &changes).await?;
+        Ok(Ok(changes))
+    }
+
+    async fn settle_keyed(&self, pair: &mut Pair, changes: &[crate::window::Change]) -> Settled<Verified> {
+        let (definition, layout) = (self.subject.definition, &self.subject.target);
+        let images = {
+            let decoders = self.online.decoders.lock().await;
+            settled!(images::newest(&decoders, changes, layout, definition)?)
+        };
+        let images = self.within(pair, images).await?;
+        let keys =
+            Given::new(layout.key.clone(), images.iter().map(|image| image.key.iter().cloned().map(Some).collect()));
+        if images.is_empty() {
+            return self.settle_rest(pair, None, &self.source, &self.target, Verified::default()).await;
+        }
+        let flying = Selection { condition: self.condition, keys: Some((&keys, Membership::Only)) };
+        let (source, target) = tokio::try_join!(
+            reader::aggregates(&mut pair.source, &self.subject.source, &flying),
+            reader::aggregates(&mut pair.target, layout, &flying)
+        )?;
+        let checked = self.check(pair, &images).await?;
+        let (source, target) = (self.source.minus(&source), self.target.minus(&target));
+        self.settle_rest(pair, Some(&keys), &source, &target, checked).await
+    }
+
+    /// The images whose key is in the range.
+    async fn within(&self, pair: &mut Pair, images: Vec<Image>) -> Result<Vec<Image>, Error> {
+        let layout = &self.subject.target;
+        if self.range.everything() || images.is_empty() {
+            return Ok(images);
+        }
+        let keys =
+            Given::new(layout.key.clone(), images.iter().map(|image| image.key.iter().cloned().map(Some).collect()));
+        let condition = self.range.condition(layout, |at| layout.given(at));
+        let places = reader::keys_within(&mut pair.target, layout, &keys, &condition).await?;
+        Ok(places.into_iter().filter_map(|place| images.get(place).cloned()).collect())
+    }
+
+    /// Every row in flight against the image of its newest event.
+    async fn check(&self, pair: &mut Pair, images: &[Image]) -> Result<Verified, Error> {
+        let layout = &self.subject.target;
+        let mut verified = Verified { settled_by_event: images.len() as u64, ..Verified::default() };
+        let given = Given::new((0..layout.fields.len()).collect(), images.iter().map(Image::texts));
+        let flags = images.iter().map(|image| image.flags(layout)).collect();
+        let checked = reader::check_images(&mut pair.target, layout, &given, flags).await?;
+        let mut times_found = vec![0_u64; images.len()];
+        for row in checked {
+            let Some(image) = images.get(row.place) else { continue };
+            let key = key_json(&image.key.iter().cloned().map(Some).collect::<Vec<_>>());
+            let times = &mut times_found[row.place];
+            *times += u64::from(row.found);
+            let cause = match (image.present, row.found, *times) {
+                (true, false, _) => Some("missing_row"),
+                (false, true, _) => Some("extra_row"),
+                (_, true, 2..) => Some("duplicate_row"),
+                _ => None,
+            };
+            if let Some(cause) = cause {
+                verified.findings.push(Finding::rows(1, None, cause, vec![key]));
+                continue;
+            }
+            for nth in row.differing {
+                let name = layout.summed().get(nth).map(|at| layout.fields[*at].name.clone());
+                // The image is an event's, so there is no stored value of the source to explain by.
+                verified.findings.push(Finding::rows(2, name.as_deref(), "value_differs", vec![key.clone()]));
+            }
+        }
+        verified.rows_source = images.iter().filter(|image| image.present).count() as u64;
+        verified.rows_target = times_found.iter().sum();
+        Ok(verified)
+    }
+
+    /// The rows that are not in flight: equal sums, or a difference that is named. `checked` is what the others came to.
+    async fn settle_rest(
+        &self,
+        pair: &mut Pair,
+        flying: Option<&Given>,
+        source: &Aggregates,
+        target: &Aggregates,
+        mut checked: Verified,
+    ) -> Settled<Verified> {
+        checked.through = Some(self.through);
+        checked.rows_source += source.rows;
+        checked.rows_target += target.rows;
+        if source == target {
+            return Ok(Ok(checked));
+        }
+        let keys = flying.map(|keys| (keys, Membership::Without));
+        let selection = Selection { condition: self.condition, keys };
+        let named = localise::keyed(&mut sides(pair, self.subject), &selection).await?;
+        let rest = Verified { findings: named, ..Verified::default() };
+        checked.findings.extend(proved(rest, self.subject, source, target).findings);
+        Ok(Ok(checked))
+    }
+
+    /// A keyless table is a bag of rows: what the changes in flight add and take is added to the source's sums and taken.
+    async fn settle_keyless(&self, pair: &mut Pair, changes: &[crate::window::Change]) -> Settled<Verified> {
+        let (definition, layout) = (self.subject.definition, &self.subject.target);
+        let delta = {
+            let decoders = self.online.decoders.lock().await;
+            settled!(images::delta(&decoders, changes, layout, definition)?)
+        };
+        let all: Vec<usize> = (0..layout.fields.len()).collect();
+        let mut expected = self.source.clone();
+        for (rows, add) in [(&delta.added, true), (&delta.removed, false)] {
+            let given = Given::new(all.clone(), rows.iter().cloned());
+            if given.is_empty() {
+                continue;
+            }
+            let part = reader::given_aggregates(&mut pair.target, layout, &given).await?;
+            expected = if add { expected.plus(&part) } else { expected.minus(&part) };
+        }
+        let mut verified = Verified {
+            rows_source: expected.rows,
+            rows_target: self.target.rows,
+            settled_by_event: changes.len() as u64,
+            through: Some(self.through),
+            findings: Vec::new(),
+        };
+        if expected != self.target {
+            let selection = Selection { condition: self.condition, keys: None };
+            verified.findings = localise::keyless(&mut sides(pair, self.subject), &selection, &delta).await?;
+            verified = proved(verified, self.subject, &expected, &self.target);
+        }
+        Ok(Ok(verified))
+    }
+}

@@ -1,0 +1,41 @@
+//! What the comparison takes from `dflux.toml`, and the bounds that are not the user's.
+
+use std::time::Duration;
+
+use service::Config;
+
+/// Pairs of sessions that compare ranges at once.
+pub const PAIRS: usize = 2;
+/// Bytes of recent changes that are remembered.
+pub const WINDOW_BYTES_MAX: usize = 64 << 20;
+/// Keys in flight that one range settles by their events; more make it smaller.
+pub const IN_FLIGHT_MAX: usize = 20_000;
+/// A range is not cut below so many rows.
+pub const CHUNK_ROWS_MIN: u64 = 1_000;
+/// Change topics are read from so long before the start: a transaction may be in the WAL, and here, before snapshots see it.
+pub const OVERLAP: Duration = Duration::from_secs(10);
+/// One statement's bound, on the server and here.
+pub const STATEMENT_SECONDS_MAX: u64 = 600;
+/// A comparison that says nothing is tried so often.
+pub const ATTEMPTS_MAX: u32 = 12;
+
+/// Settings of one validator.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub chunk_rows: u64,
+    pub settle: Duration,
+    pub interval: Duration,
+    /// `<migration>/forward`, the key of `dflux.lane`.
+    pub lane: String,
+}
+
+impl Settings {
+    pub fn of(config: &Config) -> Settings {
+        Settings {
+            chunk_rows: config.validator.chunk_rows,
+            settle: Duration::from_secs(config.validator.settle_seconds_max),
+            interval: Duration::from_secs(config.validator.interval_seconds),
+            lane: format!("{}/{}", config.migration.name, changelog::Lane::Forward),
+        }
+    }
+}

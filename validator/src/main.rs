@@ -1,0 +1,101 @@
+//! The program `validator`: without a command the service, with `check` one comparison.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use service::{Config, Hint as _, Shutdown, report};
+use validator::pipeline::{self, Validator};
+use validator::report::Report;
+use validator::verdict::Verdict;
+use validator::{Error, observe};
+
+/// Proves that the target holds what the source holds, while both are written to.
+#[derive(Debug, Parser)]
+#[command(name = "validator", version)]
+struct Arguments {
+    /// The configuration of the migration.
+    #[arg(long, global = true, default_value = "dflux.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compares once. Exit code: 0 match, 1 mismatch, 2 inconclusive, 3 error.
+    Check {
+        /// Only this table, as schema.table.
+        #[arg(long)]
+        table: Option<String>,
+        /// Write the report as JSON to this file, `-` for standard output in place of the table.
+        #[arg(long)]
+        json: Option<PathBuf>,
+        /// Write the report as a page of HTML to this file.
+        #[arg(long)]
+        html: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // clap's own code for wrong usage is 2, which here means inconclusive.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Verdict::Error.code() } else { 0 });
+        }
+    };
+    match arguments.command {
+        None => service::program::run(&arguments.config, |config| &config.validator.listen, pipeline::run),
+        Some(Command::Check { table, json, html }) => {
+            let files = Files { json: json.as_deref(), html: html.as_deref() };
+            match check(&arguments.config, table.as_deref(), files) {
+                Ok(verdict) => ExitCode::from(verdict.code()),
+                Err(error) => {
+                    eprintln!("{}", report(&error, error.hint()));
+                    ExitCode::from(Verdict::Error.code())
+                }
+            }
+        }
+    }
+}
+
+/// Where the report goes beside standard output.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    json: Option<&'a Path>,
+    html: Option<&'a Path>,
+}
+
+fn check(config: &Path, table: Option<&str>, files: Files<'_>) -> Result<Verdict, Error> {
+    service::telemetry::start_logging();
+    let config = Config::load(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|source| service::Error::Runtime { source })?;
+    runtime.block_on(async {
+        observe::describe();
+        let mut validator = Validator::new(config, Shutdown::default())?;
+        let report = validator.check(table).await?;
+        publish(&report, files)?;
+        Ok(report.verdict)
+    })
+}
+
+fn publish(report: &Report, files: Files<'_>) -> Result<(), Error> {
+    let failed = |path: &Path, source| Error::Write { path: path.display().to_string(), source };
+    if let Some(path) = files.html {
+        std::fs::write(path, validator::html::page(report)).map_err(|source| failed(path, source))?;
+    }
+    let Some(path) = files.json else {
+        print!("{}", report.printed());
+        return Ok(());
+    };
+    let text = serde_json::to_string_pretty(report).map_err(|error| failed(path, error.into()))?;
+    if path == Path::new("-") {
+        println!("{text}");
+        return Ok(());
+    }
+    print!("{}", report.printed());
+    std::fs::write(path, text + "\n").map_err(|source| failed(path, source))
+}

@@ -1,0 +1,554 @@
+//! A round: definitions, then every table range by range, then the report; and the service's loop of rounds.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use changelog::{Lsn, TableName};
+use futures_util::future::try_join_all;
+use service::program::Context;
+use service::registry::RegistryClient;
+use service::retry::Backoff;
+use service::{Config, Shutdown};
+use tokio::sync::Mutex;
+
+use crate::attempt::{self, Online, Pair, Subject, Verified};
+use crate::canonical::{Field, HashLane, Layout};
+use crate::config::{ATTEMPTS_MAX, PAIRS, Settings};
+use crate::definition::{DatabaseDefinition, TableDefinition};
+use crate::error::Remedy;
+use crate::images::Decoders;
+use crate::lane::{self, Bookkeeping};
+use crate::level0::{self, Circumstances};
+use crate::range::{Planner, Range, orders_agree};
+use crate::report::{Finding, Report, TableReport};
+use crate::session::{Endpoint, Session};
+use crate::settle::Unsettled;
+use crate::tail::Tail;
+use crate::verdict::Verdict;
+use crate::{Error, catalog, observe};
+
+/// Once one wait for the lane was in vain, later ones in the same round are short.
+const IMPATIENT: Duration = Duration::from_secs(2);
+const OBSERVE_EVERY: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// Compares the two databases of one configuration, as often as asked.
+#[derive(Debug)]
+pub struct Validator {
+    config: Config,
+    settings: Settings,
+    source: Endpoint,
+    target: Endpoint,
+    tail: Option<Tail>,
+    shutdown: Shutdown,
+}
+
+/// What holds for all tables of a round.
+struct Round<'a> {
+    settings: &'a Settings,
+    source: &'a DatabaseDefinition,
+    target: &'a DatabaseDefinition,
+    hashes: HashLane,
+    online: Option<Online<'a>>,
+    bookkeeping: Bookkeeping,
+    endpoints: (&'a Endpoint, &'a Endpoint),
+    shutdown: &'a Shutdown,
+    impatient: AtomicBool,
+}
+
+/// What runs between the two databases.
+enum Following {
+    Lane,
+    /// dflux is on the target, and its lane is still to come.
+    NotBegun,
+    None,
+}
+
+impl Validator {
+    /// # Errors
+    /// `Url`. Nothing is connected.
+    pub fn new(config: Config, shutdown: Shutdown) -> Result<Validator, Error> {
+        Ok(Validator {
+            settings: Settings::of(&config),
+            source: Endpoint::parse("source", &config.source.url)?,
+            target: Endpoint::parse("target", &config.target.url)?,
+            config,
+            tail: None,
+            shutdown,
+        })
+    }
+
+    /// One round over all tables, or over one.
+    ///
+    /// # Errors
+    /// What keeps the whole from being compared; what concerns one table is in its report.
+    pub async fn check(&mut self, only: Option<&str>) -> Result<Report, Error> {
+        let began = Instant::now();
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
+        tokio::try_join!(self.source.check(), self.target.check())?;
+        let (mut source, mut target) = tokio::try_join!(self.source.open(), self.target.open())?;
+        let online = match self.follow(&mut target).await? {
+            Following::Lane => true,
+            Following::None => false,
+            // Comparing the two as they stand would call every row that is still to come a missing one.
+            Following::NotBegun => return Ok(self.not_begun(started, began)),
+        };
+        let (of_source, of_target) = tokio::try_join!(
+            catalog::read(&mut source, &self.config.migration),
+            catalog::read(&mut target, &self.config.migration)
+        )?;
+        let hashes = choose_hashes(&mut source, &mut target).await?;
+        let bookkeeping = if online {
+            lane::bookkeeping(&mut target, &self.config.migration.name, &self.settings.lane).await?
+        } else {
+            Bookkeeping::default()
+        };
+        let decoders = Decoders::new(RegistryClient::new(&self.config.registry.url));
+        let tail = self.tail.as_ref().filter(|_| online);
+        let round = Round {
+            settings: &self.settings,
+            source: &of_source,
+            target: &of_target,
+            hashes,
+            online: tail.map(|tail| Online { tail, lane: self.settings.lane.clone(), decoders: Mutex::new(decoders) }),
+            bookkeeping,
+            endpoints: (&self.source, &self.target),
+            shutdown: &self.shutdown,
+            impatient: AtomicBool::new(false),
+        };
+        let (tables, through) = round.tables(only).await?;
+        let lag = if online { lane::lag(&mut source, &mut target, &self.settings.lane).await? } else { None };
+        let mut report = Report {
+            version: 1,
+            migration: self.config.migration.name.clone(),
+            mode: if online { "online" } else { "offline" },
+            verdict: Verdict::Match,
+            reason: None,
+            started_at_micros: started,
+            seconds: began.elapsed().as_secs_f64(),
+            verified_through: None,
+            lag,
+            tables,
+        };
+        if online {
+            undivided_divergence(&mut report, &mut target, &self.settings.lane).await?;
+        }
+        report.conclude();
+        if report.verdict == Verdict::Match && only.is_none() {
+            report.verified_through = through.map(|lsn| lsn.to_string());
+        }
+        Ok(report)
+    }
+
+    /// Whether a lane runs between the two databases; then its topics are followed.
+    async fn follow(&mut self, target: &mut Session) -> Result<Following, Error> {
+        let installed = lane::installed(target).await?;
+        if !installed || lane::read(target, &self.settings.lane).await?.is_none() {
+            self.tail = None;
+            return Ok(if installed { Following::NotBegun } else { Following::None });
+        }
+        if self.tail.as_ref().is_none_or(Tail::ended) {
+            self.tail = None;
+            self.tail = Tail::start(&self.config).await?;
+        }
+        Ok(if self.tail.is_some() { Following::Lane } else { Following::None })
+    }
+
+    fn not_begun(&self, started_at_micros: i64, began: Instant) -> Report {
+        Report {
+            version: 1,
+            migration: self.config.migration.name.clone(),
+            mode: "online",
+            verdict: Verdict::Inconclusive,
+            reason: Some("the target is prepared and the lane has not begun: no row of it in dflux.lane".into()),
+            started_at_micros,
+            seconds: began.elapsed().as_secs_f64(),
+            verified_through: None,
+            lag: None,
+            tables: Vec::new(),
+        }
+    }
+
+    /// Rounds until the shutdown. What fails is tried again in the next round.
+    ///
+    /// # Errors
+    /// None while it runs; only what was wrong from the start.
+    pub async fn run(&mut self, health: &service::telemetry::Health) -> Result<(), Error> {
+        observe::describe();
+        let mut observer = Observer { source: self.source.clone(), target: self.target.clone(), sessions: None };
+        while !self.shutdown.begun() {
+            let shutdown = self.shutdown.clone();
+            let round = tokio::select! {
+                round = self.check(None) => round,
+                () = shutdown.wait() => return Ok(()),
+            };
+            match round {
+                Ok(report) => {
+                    observe::round_verified(&report);
+                    health.well(&format!("{} at the newest round", report.verdict.name()));
+                }
+                Err(error) if error.remedy() == Remedy::Stop => return Err(error),
+                Err(error) => {
+                    observe::round_failed(&error);
+                    self.tail = None;
+                    health.unwell(&format!("the newest round failed: {error}"));
+                }
+            }
+            let next = Instant::now() + self.settings.interval;
+            while Instant::now() < next && !shutdown.begun() {
+                observer.look(self.tail.as_ref(), &self.settings.lane).await;
+                tokio::select! {
+                    () = tokio::time::sleep(OBSERVE_EVERY.min(self.settings.interval)) => {}
+                    () = shutdown.wait() => return Ok(()),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Between rounds: the lag, and what the window may forget.
+struct Observer {
+    source: Endpoint,
+    target: Endpoint,
+    sessions: Option<(Session, Session)>,
+}
+
+impl Observer {
+    async fn look(&mut self, tail: Option<&Tail>, lane: &str) {
+        let Some(tail) = tail else { return };
+        observe::window(tail.window().bytes());
+        if let Err(error) = self.measure(tail, lane).await {
+            self.sessions = None;
+            tracing::debug!(%error, "the lag could not be measured");
+        }
+    }
+
+    async fn measure(&mut self, tail: &Tail, lane: &str) -> Result<(), Error> {
+        if self.sessions.is_none() {
+            self.sessions = Some(tokio::try_join!(self.source.open(), self.target.open())?);
+        }
+        let Some((source, target)) = self.sessions.as_mut() else { return Ok(()) };
+        let (snapshot, _) = crate::reader::position(source).await?;
+        tail.window().passed(snapshot);
+        if let Some(lag) = lane::lag(source, target, lane).await? {
+            observe::lag(&lag);
+        }
+        Ok(())
+    }
+}
+
+/// The fast hash where both servers agree on it, else md5.
+async fn choose_hashes(source: &mut Session, target: &mut Session) -> Result<HashLane, Error> {
+    let mut seen = Vec::new();
+    for lane in [HashLane::Extended, HashLane::Md5] {
+        let (a, b) = tokio::try_join!(catalog::probe(source, lane), catalog::probe(target, lane))?;
+        if a.is_some() && a == b {
+            return Ok(lane);
+        }
+        seen.push(format!("{lane:?}: source {a:?}, target {b:?}"));
+    }
+    Err(Error::HashDiffers { detail: seen.join("; ") })
+}
+
+/// A divergence that the lane counted and no table's row names is a mismatch of the whole.
+async fn undivided_divergence(report: &mut Report, target: &mut Session, lane: &str) -> Result<(), Error> {
+    let counted = lane::read(target, lane).await?.map_or(0, |state| state.diverged);
+    let named = report.tables.iter().any(|table| table.findings.iter().any(|finding| finding.cause == DIVERGENCE));
+    if counted > 0 && !named {
+        report.verdict = Verdict::Mismatch;
+        report.reason = Some(format!("the consumer counted {counted} changes that found no row (dflux.lane.diverged)"));
+    }
+    Ok(())
+}
+
+const DIVERGENCE: &str = "divergence";
+
+impl Round<'_> {
+    /// Reports of all selected tables, and the position through which all of them were verified.
+    async fn tables(&self, only: Option<&str>) -> Result<(Vec<TableReport>, Option<Lsn>), Error> {
+        let chosen = |table: &&TableDefinition| only.is_none_or(|only| table.table().to_string() == only);
+        let tables: Vec<&TableDefinition> = self.source.tables.iter().filter(chosen).collect();
+        if let (Some(only), true) = (only, tables.is_empty()) {
+            return Err(Error::NoSuchTable { table: only.to_owned() });
+        }
+        let mut pairs: Vec<Option<Pair>> = (0..PAIRS).map(|_| None).collect();
+        let mut planner = None;
+        let (mut reports, mut through) = (Vec::new(), None::<Lsn>);
+        for table in tables {
+            let began = Instant::now();
+            let mut report = TableReport::new(table.table().to_string());
+            let verified = self.table(table, &mut pairs, &mut planner, &mut report).await;
+            match verified {
+                Ok(verified) => through = through.into_iter().chain(verified).min(),
+                Err(error) if error.remedy() == Remedy::Stop => return Err(error),
+                Err(error) => {
+                    // What the sessions were doing is unknown.
+                    pairs.iter_mut().for_each(|pair| *pair = None);
+                    planner = None;
+                    report.failed(service::report(&error, service::Hint::hint(&error)).replace('\n', "; "));
+                }
+            }
+            report.seconds = began.elapsed().as_secs_f64();
+            observe::table_verified(&report);
+            reports.push(report);
+        }
+        if only.is_none() {
+            reports.extend(self.extra_tables());
+        }
+        Ok((reports, through))
+    }
+
+    /// Tables that only the target has.
+    fn extra_tables(&self) -> Vec<TableReport> {
+        let extra = self.target.tables.iter().filter(|table| self.source.table(&table.table()).is_none());
+        let reported = |table: &TableDefinition| {
+            let mut report = TableReport::new(table.table().to_string());
+            report.find(Finding::schema(None, "table_extra", "only the target has this table"));
+            observe::table_verified(&report);
+            report
+        };
+        extra.map(reported).collect()
+    }
+
+    /// Levels 0 to 2 of one table. Yields the position through which it was verified.
+    async fn table(
+        &self,
+        source: &TableDefinition,
+        pairs: &mut [Option<Pair>],
+        planner: &mut Option<Session>,
+        report: &mut TableReport,
+    ) -> Result<Option<Lsn>, Error> {
+        let table = source.table();
+        let Some(target) = self.target.table(&table) else {
+            report.find(Finding::schema(None, "table_missing", "only the source has this table"));
+            return Ok(None);
+        };
+        self.definitions(&table, source, target, report);
+        if source.kind == "p" || target.kind == "p" {
+            // Its rows are its partitions'.
+            return Ok(None);
+        }
+        if self.online.is_some() && source.persistence == "u" {
+            report.inconclusive("the table is unlogged: its changes are not replicated");
+            return Ok(None);
+        }
+        let Some(subject) = self.subject(source, target) else {
+            report.inconclusive("the two sides have no column, or not the whole key, in common");
+            return Ok(None);
+        };
+        let divisible = orders_agree(source, target);
+        let shared = Mutex::new(Shared {
+            planner: Planner::new(self.settings.chunk_rows, divisible),
+            session: planner,
+            stop: false,
+        });
+        let total = Mutex::new((report, None::<Lsn>));
+        // A small table is one range: one pair of sessions will do.
+        let small =
+            !divisible || (source.rows_estimate >= 0.0 && source.rows_estimate <= self.settings.chunk_rows as f64);
+        let workers = if small { 1 } else { pairs.len() };
+        let working = pairs.iter_mut().take(workers).map(|pair| self.ranges(&subject, &shared, &total, pair));
+        try_join_all(working).await?;
+        let (_, through) = total.into_inner();
+        Ok(through)
+    }
+
+    fn definitions(
+        &self,
+        table: &TableName,
+        source: &TableDefinition,
+        target: &TableDefinition,
+        report: &mut TableReport,
+    ) {
+        let circumstances = Circumstances {
+            source: self.source,
+            target: self.target,
+            post_data_pending: self.bookkeeping.post_data_pending,
+            key_pending: self.bookkeeping.key_pending,
+        };
+        for finding in level0::compare(source, target, circumstances) {
+            report.find(finding);
+        }
+        for (_, count, positions) in self.bookkeeping.divergences.iter().filter(|(name, ..)| name == table) {
+            let mut finding = Finding::rows(2, None, DIVERGENCE, Vec::new());
+            finding.count = *count;
+            finding.detail = Some(format!("changes that found no row, at {}", positions.join(", ")));
+            report.find(finding);
+        }
+    }
+
+    /// The columns that both sides have, in the source's order.
+    fn subject<'t>(&self, source: &'t TableDefinition, target: &TableDefinition) -> Option<Subject<'t>> {
+        let common: Vec<&str> = source
+            .columns
+            .iter()
+            .map(|column| column.name.as_str())
+            .filter(|name| target.column(name).is_some())
+            .collect();
+        let key: Option<Vec<usize>> =
+            source.key.iter().map(|name| common.iter().position(|column| column == name)).collect();
+        let layout = |of: &TableDefinition, key: Vec<usize>| {
+            let field = |name: &&str| {
+                of.column(name).map(|column| Field { name: column.name.clone(), base: column.base.clone() })
+            };
+            let fields: Option<Vec<Field>> = common.iter().map(field).collect();
+            Some(Layout { table: of.table(), fields: fields?, key, lane: self.hashes })
+        };
+        let key = key?;
+        if common.is_empty() {
+            return None;
+        }
+        Some(Subject { definition: source, source: layout(source, key.clone())?, target: layout(target, key)? })
+    }
+
+    /// One worker: takes ranges until there are none.
+    async fn ranges(
+        &self,
+        subject: &Subject<'_>,
+        shared: &Mutex<Shared<'_>>,
+        total: &Mutex<(&mut TableReport, Option<Lsn>)>,
+        pair: &mut Option<Pair>,
+    ) -> Result<(), Error> {
+        loop {
+            // The guard must not live through the comparison: the other workers take their ranges meanwhile.
+            let next = shared.lock().await.next(self, subject).await?;
+            let Some(range) = next else { return Ok(()) };
+            let unsettled = match self.range(subject, &range, pair).await? {
+                Ok(verified) => {
+                    add(&mut *total.lock().await, verified);
+                    continue;
+                }
+                Err(unsettled) => unsettled,
+            };
+            let mut shared = shared.lock().await;
+            let busy = matches!(unsettled, Unsettled::TooManyInFlight(_));
+            if !busy || !shared.split(self, subject, &range).await? {
+                shared.stop = true;
+                total.lock().await.0.inconclusive(unsettled.to_string());
+                return Ok(());
+            }
+        }
+    }
+
+    /// One range, tried until something can be said of it, within bounds.
+    async fn range(
+        &self,
+        subject: &Subject<'_>,
+        range: &Range,
+        pair: &mut Option<Pair>,
+    ) -> Result<Result<Verified, Unsettled>, Error> {
+        let settle = if self.impatient.load(Ordering::Relaxed) { IMPATIENT } else { self.settings.settle };
+        let deadline = Instant::now() + settle;
+        let mut backoff = Backoff::new(BACKOFF_MAX);
+        let table = subject.source.table.to_string();
+        for attempt in 1.. {
+            let outcome = self.attempt(subject, range, pair, deadline).await;
+            let last = attempt >= ATTEMPTS_MAX || Instant::now() >= deadline || self.shutdown.begun();
+            match outcome {
+                Ok(Ok(verified)) => {
+                    observe::chunk_verified(verified.rows_source, verified.settled_by_event);
+                    return Ok(Ok(verified));
+                }
+                Ok(Err(unsettled)) => {
+                    observe::unsettled(&table, &unsettled);
+                    close(pair).await;
+                    let cut = matches!(unsettled, Unsettled::TooManyInFlight(_)) && attempt >= 2;
+                    let lane_behind = matches!(unsettled, Unsettled::Lag { .. });
+                    if lane_behind || matches!(unsettled, Unsettled::NotExact(_)) || last || cut {
+                        self.impatient.fetch_or(lane_behind, Ordering::Relaxed);
+                        return Ok(Err(unsettled));
+                    }
+                }
+                Err(error) if error.remedy() == Remedy::Again && !last => {
+                    tracing::debug!(table, %error, "trying again with new sessions");
+                    *pair = None;
+                }
+                Err(error) => return Err(error),
+            }
+            backoff.wait(self.shutdown).await;
+        }
+        Ok(Err(Unsettled::TailBehind))
+    }
+
+    async fn attempt(
+        &self,
+        subject: &Subject<'_>,
+        range: &Range,
+        pair: &mut Option<Pair>,
+        deadline: Instant,
+    ) -> Result<Result<Verified, Unsettled>, Error> {
+        let mut held = match pair.take() {
+            Some(held) => held,
+            None => {
+                let (source, target) = tokio::try_join!(self.endpoints.0.open(), self.endpoints.1.open())?;
+                Pair { source, target }
+            }
+        };
+        let outcome = attempt::compare(&mut held, self.online.as_ref(), subject, range, deadline).await;
+        if outcome.is_ok() {
+            *pair = Some(held);
+        }
+        outcome
+    }
+}
+
+/// Ends the snapshots before a pause; sessions that do not answer are given up.
+async fn close(pair: &mut Option<Pair>) {
+    if let Some(held) = pair {
+        let closed = held.source.end().await.is_ok() && held.target.end().await.is_ok();
+        if !closed {
+            *pair = None;
+        }
+    }
+}
+
+fn add(total: &mut (&mut TableReport, Option<Lsn>), verified: Verified) {
+    let (report, through) = total;
+    report.chunks += 1;
+    report.rows_settled_by_event += verified.settled_by_event;
+    *report.rows_source.get_or_insert(0) += verified.rows_source;
+    *report.rows_target.get_or_insert(0) += verified.rows_target;
+    *through = (*through).into_iter().chain(verified.through).min();
+    for finding in verified.findings {
+        report.find(finding);
+    }
+}
+
+/// What the workers of one table share: whoever asks gets the next range.
+struct Shared<'a> {
+    planner: Planner,
+    session: &'a mut Option<Session>,
+    stop: bool,
+}
+
+impl Shared<'_> {
+    async fn next(&mut self, round: &Round<'_>, subject: &Subject<'_>) -> Result<Option<Range>, Error> {
+        if self.stop {
+            return Ok(None);
+        }
+        let session = open(self.session, round.endpoints.0).await?;
+        self.planner.next(session, &subject.source).await
+    }
+
+    async fn split(&mut self, round: &Round<'_>, subject: &Subject<'_>, range: &Range) -> Result<bool, Error> {
+        let session = open(self.session, round.endpoints.0).await?;
+        self.planner.split(session, &subject.source, range).await
+    }
+}
+
+async fn open<'s>(session: &'s mut Option<Session>, endpoint: &Endpoint) -> Result<&'s mut Session, Error> {
+    match session {
+        Some(open) => Ok(open),
+        closed => Ok(closed.insert(endpoint.open().await?)),
+    }
+}
+
+/// The service: rounds until it is told to stop.
+///
+/// # Errors
+/// What was wrong from the start.
+pub async fn run(context: Context) -> Result<(), Error> {
+    let mut validator = Validator::new(context.config, context.shutdown)?;
+    validator.run(&context.health).await
+}
