@@ -18,6 +18,15 @@ pub struct Header {
     pub commit_time_micros: i64,
 }
 
+/// What can be read of an event without its schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub schema_id: u32,
+    pub header: Header,
+    /// Whether there are columns that were not sent in `after`.
+    pub has_unchanged: bool,
+}
+
 /// One event, its images still encoded.
 #[derive(Clone, Debug)]
 pub struct Event<'a> {
@@ -53,10 +62,12 @@ impl EventDecoder {
         self.schema_id
     }
 
-    /// The header of a framed record of any dflux schema: enough for order and counting, without its schema.
-    pub fn header(record: &[u8]) -> Result<(u32, Header), Error> {
-        let (id, body) = frame(record)?;
-        Ok((id, header(&mut Reader::new(body))?))
+    /// The head of a framed record of any dflux schema: enough for order and counting, without its schema.
+    pub fn head(record: &[u8]) -> Result<Head, Error> {
+        let (schema_id, body) = frame(record)?;
+        let mut reader = Reader::new(body);
+        let header = header(&mut reader)?;
+        Ok(Head { schema_id, header, has_unchanged: reader.long()? != 0 })
     }
 
     /// # Errors

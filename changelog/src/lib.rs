@@ -28,7 +28,7 @@ pub mod topics;
 
 pub use block::Block;
 pub use control::{Birth, LaneRecord, Manifest, Marker, PartitionCount};
-pub use decode::{Event, EventDecoder, Header};
+pub use decode::{Event, EventDecoder, Head, Header};
 pub use encode::{Cell, EventEncoder};
 pub use error::Error;
 pub use ledger::LedgerRecord;

@@ -126,7 +126,8 @@ fn every_value_comes_back_to_the_letter() {
     let decoder = EventDecoder::new(7, &schema::value_schema(&shape())).unwrap();
     let event = decoder.event(&record).unwrap();
     assert_eq!(event.header, header(Op::Update));
-    assert_eq!(EventDecoder::header(&record).unwrap(), (7, header(Op::Update)));
+    let head = EventDecoder::head(&record).unwrap();
+    assert_eq!((head.schema_id, head.header), (7, header(Op::Update)));
     let (mut before, mut after) = (Vec::new(), Vec::new());
     assert_eq!(decoder.images(&event, &mut before, &mut after).unwrap(), (true, true));
     for (at, (column, _, _, ordinary, exact)) in COLUMNS.iter().enumerate() {

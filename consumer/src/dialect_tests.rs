@@ -5,7 +5,6 @@ use std::sync::Arc;
 use changelog::{Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, TableName, TableShape, schema};
 
 use super::*;
-use crate::event::Slice;
 use crate::plan::{Change, Planner};
 use crate::relation::{TargetColumn, TargetTable};
 
@@ -62,11 +61,10 @@ fn sql(events: &[(Op, Texts<'_>, Texts<'_>)]) -> Vec<Statement> {
         encoder.value(&mut value, &header, before.as_deref(), after.as_deref()).unwrap();
         let mut key = Vec::new();
         encoder.key(&mut key, &position, after.as_deref().or(before.as_deref()).unwrap()).unwrap();
-        let event =
-            RawEvent { header, schema_id: 1, partition: 0, offset: 0, key: Slice::of(&key), value: Slice::of(&value) };
-        planner.add(Change { relation: relation(), mode: Mode::Strict, event }).unwrap();
+        let event = RawEvent::read(Some(&key), &value, 0, 0).unwrap();
+        planner.add(Change { relation: relation(), mode: Mode::Strict, event });
     }
-    planner.finish().unwrap().iter().flat_map(|step| statements(step).unwrap()).collect()
+    planner.finish().iter().flat_map(|step| statements(step).unwrap()).collect()
 }
 
 #[test]

@@ -3,13 +3,14 @@
 //! A transaction larger than a batch is flushed several times inside one target transaction; each flush stands behind a
 //! savepoint, so that only it is replayed. Only the last one commits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use changelog::{Marker, Position, TableName};
+use foldhash::{HashMap, HashMapExt};
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Row};
 
@@ -52,10 +53,10 @@ pub struct Batch {
 pub fn prepare(changes: &[Change]) -> Result<Vec<Statement>, Error> {
     let mut planner = Planner::new(true);
     for change in changes {
-        planner.add(change.clone())?;
+        planner.add(change.clone());
     }
     let mut prepared = Vec::new();
-    for step in planner.finish()? {
+    for step in planner.finish() {
         prepared.extend(statements(&step)?);
     }
     Ok(prepared)
@@ -314,9 +315,9 @@ impl Applier {
     async fn one_by_one(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let mut planner = Planner::new(false);
         for change in changes {
-            planner.add(change.clone())?;
+            planner.add(change.clone());
         }
-        for step in planner.finish()? {
+        for step in planner.finish() {
             let mut missed = false;
             for statement in statements(&step)? {
                 if missed && statement.only_after_success {

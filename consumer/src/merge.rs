@@ -53,8 +53,11 @@ pub enum Merged<E> {
     Marker(Marker),
 }
 
+/// Index of a partition in the order in which manifests first named them.
+pub type Place = usize;
+
 struct Part<E> {
-    name: PartitionName,
+    place: Place,
     left: u64,
     head: Option<(Header, E)>,
 }
@@ -66,13 +69,19 @@ struct Open<E> {
     parts: Vec<Part<E>>,
 }
 
+struct PartitionState {
+    name: PartitionName,
+    last_seen: Option<Position>,
+}
+
 /// The merge of one lane.
 pub struct Merge<E> {
     system_identifier: String,
     timeline: i32,
     /// What every earlier record covers.
     reached: Applied,
-    last_seen: HashMap<PartitionName, Position>,
+    places: HashMap<PartitionName, Place>,
+    partitions: Vec<PartitionState>,
     open: Option<Open<E>>,
     /// A marker from within a transaction waits for the end of it.
     held: Vec<Marker>,
@@ -85,7 +94,8 @@ impl<E> Merge<E> {
             system_identifier: system_identifier.to_owned(),
             timeline,
             reached: applied,
-            last_seen: HashMap::new(),
+            places: HashMap::new(),
+            partitions: Vec::new(),
             open: None,
             held: Vec::new(),
             ready: Vec::new(),
@@ -106,12 +116,14 @@ impl<E> Merge<E> {
                 }
                 self.check_origin(&manifest.system_identifier, manifest.timeline, manifest.position)?;
                 self.release_held(manifest.position.commit_lsn);
-                let part = |count: &changelog::PartitionCount| Part {
-                    name: PartitionName { topic: count.topic.clone(), partition: count.partition },
-                    left: count.events,
-                    head: None,
-                };
-                let parts = manifest.partitions.iter().map(part).collect();
+                let mut parts = Vec::with_capacity(manifest.partitions.len());
+                for count in &manifest.partitions {
+                    parts.push(Part {
+                        place: self.place(&count.topic, count.partition),
+                        left: count.events,
+                        head: None,
+                    });
+                }
                 self.open = Some(Open { after: self.reached, parts, manifest });
                 Ok(true)
             }
@@ -131,6 +143,21 @@ impl<E> Merge<E> {
                 Ok(true)
             }
         }
+    }
+
+    fn place(&mut self, topic: &str, partition: i32) -> Place {
+        let name = PartitionName { topic: topic.to_owned(), partition };
+        if let Some(place) = self.places.get(&name) {
+            return *place;
+        }
+        self.places.insert(name.clone(), self.partitions.len());
+        self.partitions.push(PartitionState { name, last_seen: None });
+        self.partitions.len() - 1
+    }
+
+    /// The partition of a place that [`Merge::needs`] gave.
+    pub fn name(&self, place: Place) -> &PartitionName {
+        &self.partitions[place].name
     }
 
     fn check_origin(&mut self, system_identifier: &str, timeline: i32, position: Position) -> Result<(), Error> {
@@ -164,9 +191,9 @@ impl<E> Merge<E> {
     }
 
     /// The partition whose next event is needed.
-    pub fn needs(&self) -> Option<&PartitionName> {
+    pub fn needs(&self) -> Option<Place> {
         let open = self.open.as_ref()?;
-        open.parts.iter().find(|part| part.left > 0 && part.head.is_none()).map(|part| &part.name)
+        open.parts.iter().find(|part| part.left > 0 && part.head.is_none()).map(|part| part.place)
     }
 
     /// Takes the next event of the partition that [`Merge::needs`] named. False if it was dropped.
@@ -179,24 +206,20 @@ impl<E> Merge<E> {
             return Ok(false);
         };
         let position = header.position;
-        let seen = self.last_seen.get_mut(&part.name);
-        if open.after.covers(&position) || seen.as_ref().is_some_and(|seen| position <= **seen) {
+        let PartitionState { name, last_seen } = &mut self.partitions[part.place];
+        if open.after.covers(&position) || last_seen.is_some_and(|seen| position <= seen) {
             return Ok(false);
         }
         let manifest = open.manifest.position;
-        let (topic, partition) = (part.name.topic.clone(), part.name.partition);
-        if position > manifest {
-            return Err(Error::LostEvent { topic, partition, manifest, missing: part.left, found: position });
+        if position > manifest || position.commit_lsn != manifest.commit_lsn {
+            let (topic, partition) = (name.topic.clone(), name.partition);
+            return Err(if position > manifest {
+                Error::LostEvent { topic, partition, manifest, missing: part.left, found: position }
+            } else {
+                Error::UnlistedEvent { topic, partition, manifest, found: position }
+            });
         }
-        if position.commit_lsn != manifest.commit_lsn {
-            return Err(Error::UnlistedEvent { topic, partition, manifest, found: position });
-        }
-        match seen {
-            Some(seen) => *seen = position,
-            None => {
-                self.last_seen.insert(part.name.clone(), position);
-            }
-        }
+        *last_seen = Some(position);
         part.left -= 1;
         part.head = Some((header, event));
         Ok(true)

@@ -63,7 +63,7 @@ fn merged(
                 Merged::Marker(_) => {}
             }
         } else if let Some(needed) = merge.needs() {
-            match logs.get_mut(&needed.topic).and_then(Iterator::next) {
+            match logs.get_mut(&merge.name(needed).topic).and_then(Iterator::next) {
                 Some(position) => {
                     merge.event(header(position), ())?;
                 }

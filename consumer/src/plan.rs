@@ -12,10 +12,10 @@
 //! Images stay encoded; only what survives is ever decoded. A row whose newest image lacks unchanged columns keeps the older
 //! events that have them.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use changelog::{Op, Value};
+use foldhash::{HashMap, HashMapExt};
 
 use crate::Error;
 use crate::error::contract;
@@ -107,16 +107,14 @@ impl Planner {
         Planner { fold, steps: Vec::new(), set: Vec::new(), places: HashMap::new(), pending: None }
     }
 
-    /// # Errors
-    /// Corrupt bytes, or an image that the op must have and does not.
-    pub fn add(&mut self, change: Change) -> Result<(), Error> {
+    pub fn add(&mut self, change: Change) {
         if let Some(delete) = self.pending.take() {
             let (first, second) = (&delete.event.header, &change.event.header);
             let pair = second.op == Op::Create
                 && second.position.part == 1
                 && (first.position.commit_lsn, first.position.ordinal)
                     == (second.position.commit_lsn, second.position.ordinal);
-            if pair && has_unchanged(&change)? {
+            if pair && change.event.has_unchanged {
                 self.close();
                 self.steps.push(Step::KeyChange {
                     relation: change.relation,
@@ -124,35 +122,28 @@ impl Planner {
                     delete: delete.event,
                     create: change.event,
                 });
-                return Ok(());
+                return;
             }
-            self.place(delete)?;
+            self.place(delete);
         }
         match change.event.header.op {
             Op::Delete if !change.relation.keyless() => {
                 self.pending = Some(change);
-                Ok(())
             }
-            Op::Truncate => {
-                self.truncate(change);
-                Ok(())
-            }
+            Op::Truncate => self.truncate(change),
             Op::Create | Op::Update | Op::Delete => self.place(change),
             // A row of the backfill in the table's topic: it is loaded elsewhere.
-            Op::Read => Ok(()),
+            Op::Read => {}
         }
     }
 
     /// The steps, in order.
-    ///
-    /// # Errors
-    /// As [`Planner::add`].
-    pub fn finish(mut self) -> Result<Vec<Step>, Error> {
+    pub fn finish(mut self) -> Vec<Step> {
         if let Some(delete) = self.pending.take() {
-            self.place(delete)?;
+            self.place(delete);
         }
         self.close();
-        Ok(self.steps)
+        self.steps
     }
 
     fn close(&mut self) {
@@ -172,15 +163,15 @@ impl Planner {
         self.steps.push(Step::Truncate(vec![change.relation]));
     }
 
-    fn place(&mut self, change: Change) -> Result<(), Error> {
-        let unchanged = change.event.header.op != Op::Delete && has_unchanged(&change)?;
+    fn place(&mut self, change: Change) {
+        let unchanged = change.event.has_unchanged;
         if !self.fold {
             self.close();
         }
         let table = self.changes_of(&change);
         if change.relation.keyless() {
             self.set[table].keyless.push(change.event);
-            return Ok(());
+            return;
         }
         if let Err(event) = self.set[table].fold(change.event, unchanged) {
             // The order can be seen: this event begins a new Set, where it is the key's first.
@@ -189,7 +180,6 @@ impl Planner {
             // A key's first event always fits.
             let _ = self.set[table].fold(event, unchanged);
         }
-        Ok(())
     }
 
     /// The place of the change's table in the open Set; a changed shape or mode closes it first.
@@ -211,12 +201,6 @@ impl Planner {
         self.places.insert(change.relation.table, self.set.len() - 1);
         self.set.len() - 1
     }
-}
-
-fn has_unchanged(change: &Change) -> Result<bool, Error> {
-    let what = || format!("{} at {}", change.relation.name(), change.event.header.position);
-    let event = change.relation.decoder.event(change.event.value.bytes()).map_err(|error| contract(what())(error))?;
-    Ok(!event.unchanged.is_empty())
 }
 
 impl TableChanges {

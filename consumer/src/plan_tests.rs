@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use changelog::{
-    Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, Position, TableName, TableShape, schema,
+    Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, Position, TableName, TableShape, avro,
+    schema,
 };
 use proptest::prelude::*;
 
@@ -72,8 +73,8 @@ fn raw(encoder: &mut EventEncoder, op: Op, position: Position, before: Option<i3
             after_cells.as_ref().map(|cells| &cells[..]),
         )
         .unwrap();
-    let key = Slice::of(id.as_bytes());
-    RawEvent { header, schema_id: 1, partition: 0, offset: 0, key, value: Slice::of(&value) }
+    let key = [&[0; avro::FRAME_BYTES], id.as_bytes()].concat();
+    RawEvent::read(Some(&key), &value, 0, 0).unwrap()
 }
 
 fn events(made: &[Made]) -> Vec<RawEvent> {
@@ -99,9 +100,9 @@ fn steps(events: &[RawEvent], fold: bool, mode: Mode) -> Vec<Step> {
     let relation = relation(true);
     let mut planner = Planner::new(fold);
     for event in events {
-        planner.add(Change { relation: relation.clone(), mode, event: event.clone() }).unwrap();
+        planner.add(Change { relation: relation.clone(), mode, event: event.clone() });
     }
-    planner.finish().unwrap()
+    planner.finish()
 }
 
 type Rows = BTreeMap<i32, (String, String)>;

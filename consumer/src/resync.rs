@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use changelog::block::ChunkId;
-use changelog::{EventDecoder, LedgerRecord, Lsn, Position, TableName, avro};
+use changelog::{LedgerRecord, Lsn, Position, TableName};
 use rdkafka::{Message, Offset};
 use service::config;
 use sqlx::Row;
@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::Relations;
 use crate::error::{contract, target};
-use crate::event::{RawEvent, Slice};
+use crate::event::RawEvent;
 use crate::execute::{Applier, Batch, Scope, prepare};
 use crate::ledger::Ledger;
 use crate::load::{Loading, range, shared_for};
@@ -372,16 +372,13 @@ impl Replay {
             let Some(payload) = message.payload() else {
                 return Err(Error::EmptyRecord { topic, partition: source.partition, offset });
             };
-            let (schema_id, header) =
-                EventDecoder::header(payload).map_err(|error| contract(format!("{topic}, offset {offset}"))(error))?;
-            if source.seen.is_some_and(|seen| header.position <= seen) {
-                continue;
+            let event = RawEvent::read(message.key(), payload, 0, offset)
+                .map_err(|error| contract(format!("{topic}, offset {offset}"))(error))?;
+            let position = event.header.position;
+            if source.seen.is_none_or(|seen| position > seen) {
+                source.seen = Some(position);
+                source.head = Some(event);
             }
-            source.seen = Some(header.position);
-            let key = message.key().unwrap_or_default();
-            let key = if key.len() > avro::FRAME_BYTES { &key[avro::FRAME_BYTES..] } else { key };
-            let (key, value) = (Slice::of(key), Slice::of(payload));
-            source.head = Some(RawEvent { header, schema_id, partition: 0, offset, key, value });
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use changelog::{EventDecoder, LaneRecord, Position, Topics, avro};
+use changelog::{LaneRecord, Position, Topics};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -19,8 +19,8 @@ use service::config;
 use tokio::sync::mpsc;
 
 use crate::error::contract;
-use crate::event::{Item, Parcel, PartitionIndex, RawEvent, Slice};
-use crate::merge::{Applied, Merge, Merged, PartitionName};
+use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
+use crate::merge::{Applied, Merge, Merged, PartitionName, Place};
 use crate::target::now_micros;
 use crate::{Error, observe};
 
@@ -241,6 +241,7 @@ pub fn start(parameters: LaneParameters) -> (mpsc::Receiver<Result<Parcel, Error
 }
 
 struct Source {
+    name: PartitionName,
     queue: Queue,
     index: PartitionIndex,
     /// The record before the first one wanted: checked and dropped.
@@ -253,9 +254,13 @@ struct LaneThread {
     merge: Merge<RawEvent>,
     sender: mpsc::Sender<Result<Parcel, Error>>,
     stop: Arc<AtomicBool>,
-    sources: HashMap<PartitionName, Source>,
+    /// `-transactions`.
+    control: Option<Source>,
+    /// By the merge's place.
+    sources: Vec<Option<Source>>,
+    /// How many there are, the control partition among them.
+    opened: usize,
     partition_counts: HashMap<String, i32>,
-    control: PartitionName,
     parcel: Parcel,
     parcel_bytes: usize,
     /// Offset and time of arrival of the control records that are merged now.
@@ -279,9 +284,10 @@ impl LaneThread {
             merge,
             sender,
             stop,
-            sources: HashMap::new(),
+            control: None,
+            sources: Vec::new(),
+            opened: 0,
             partition_counts: HashMap::new(),
-            control: PartitionName { topic: parameters.topics.transactions(), partition: 0 },
             parameters,
             parcel: Parcel::new(),
             parcel_bytes: 0,
@@ -291,45 +297,60 @@ impl LaneThread {
     }
 
     fn run(&mut self) -> Result<(), Error> {
-        let control = self.control.clone();
-        self.open(&control)?;
+        let control = PartitionName { topic: self.parameters.topics.transactions(), partition: 0 };
+        self.control = Some(self.open(control)?);
         while !self.stop.load(Ordering::Relaxed) {
-            self.reader.serve()?;
             if let Some(merged) = self.merge.advance() {
                 self.put(merged)?;
                 continue;
             }
-            let wanted = match self.merge.needs() {
-                Some(name) => name.clone(),
-                None => control.clone(),
-            };
-            if !self.sources.contains_key(&wanted) {
-                self.open(&wanted)?;
+            let wanted = self.merge.needs();
+            if let Some(place) = wanted {
+                self.prepare(place)?;
+            } else {
+                self.reader.serve()?;
             }
-            if !self.take(&wanted, Duration::ZERO)? {
+            if !self.take(wanted, Duration::ZERO)? {
                 // Nothing is there yet: what is ready must not wait for it.
                 self.send()?;
-                self.take(&wanted, POLL)?;
+                self.reader.serve()?;
+                self.take(wanted, POLL)?;
             }
         }
         Ok(())
     }
 
-    /// Takes one record of a partition. False if none came.
-    fn take(&mut self, name: &PartitionName, wait: Duration) -> Result<bool, Error> {
-        let Some(source) = self.sources.get_mut(name) else { return Ok(false) };
-        let Some(message) = poll(&source.queue, &name.topic, name.partition, wait)? else { return Ok(false) };
+    /// Opens the place's partition if this is its first event.
+    fn prepare(&mut self, place: Place) -> Result<(), Error> {
+        if self.sources.get(place).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        if self.sources.len() <= place {
+            self.sources.resize_with(place + 1, || None);
+        }
+        let name = self.merge.name(place).clone();
+        self.sources[place] = Some(self.open(name)?);
+        Ok(())
+    }
+
+    /// Takes one record of a place's partition, or else of the control partition. False if none came.
+    fn take(&mut self, place: Option<Place>, wait: Duration) -> Result<bool, Error> {
+        let source = match place {
+            Some(place) => self.sources[place].as_mut(),
+            None => self.control.as_mut(),
+        };
+        let Some(Source { name, queue, index, expected }) = source else { return Ok(false) };
+        let Some(message) = poll(queue, &name.topic, name.partition, wait)? else { return Ok(false) };
         let offset = message.offset();
         let Some(payload) = message.payload() else {
             return Err(Error::EmptyRecord { topic: name.topic.clone(), partition: name.partition, offset });
         };
         let what = || format!("partition {} of topic {}, offset {offset}", name.partition, name.topic);
-        if *name == self.control {
+        if place.is_none() {
             let record = LaneRecord::decode(payload).map_err(|error| contract(what())(error))?;
-            if let Some(hint) = source.expected.take() {
+            if let Some(hint) = expected.take() {
                 return check(name, hint, offset, record.position()).map(|()| true);
             }
-            drop(message);
             self.control_offset = offset;
             self.received_at_micros = now_micros();
             if !self.merge.control(record)? {
@@ -337,27 +358,11 @@ impl LaneThread {
             }
             return Ok(true);
         }
-        let (schema_id, header) = EventDecoder::header(payload).map_err(|error| contract(what())(error))?;
-        if let Some(hint) = source.expected.take() {
-            return check(name, hint, offset, Some(header.position)).map(|()| true);
+        let event = RawEvent::read(message.key(), payload, *index, offset).map_err(|error| contract(what())(error))?;
+        if let Some(hint) = expected.take() {
+            return check(name, hint, offset, Some(event.header.position)).map(|()| true);
         }
-        let key = message.key().unwrap_or_default();
-        let key = if key.len() > avro::FRAME_BYTES { &key[avro::FRAME_BYTES..] } else { key };
-        let mut bytes = Vec::with_capacity(key.len() + payload.len());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(payload);
-        let (key_length, length) = (key.len(), bytes.len());
-        let bytes = Arc::new(bytes);
-        let event = RawEvent {
-            header,
-            schema_id,
-            partition: source.index,
-            offset,
-            key: Slice::new(bytes.clone(), 0, key_length),
-            value: Slice::new(bytes, key_length, length - key_length),
-        };
-        drop(message);
-        if !self.merge.event(header, event)? {
+        if !self.merge.event(event.header, event)? {
             observe::dropped();
         }
         Ok(true)
@@ -394,7 +399,7 @@ impl LaneThread {
     }
 
     /// Begins a partition where it was left, or at its beginning.
-    fn open(&mut self, name: &PartitionName) -> Result<(), Error> {
+    fn open(&mut self, name: PartitionName) -> Result<Source, Error> {
         let count = match self.partition_counts.get(&name.topic) {
             Some(count) => *count,
             None => {
@@ -417,13 +422,13 @@ impl LaneThread {
             None => Offset::Beginning,
         };
         let queue = self.reader.assign(&name.topic, name.partition, from)?;
-        let index = PartitionIndex::try_from(self.sources.len()).map_err(|_| Error::Kafka {
+        let index = PartitionIndex::try_from(self.opened).map_err(|_| Error::Kafka {
             what: format!("partition {} of {}", name.partition, name.topic),
             message: "more partitions than one lane can have (65,535)".into(),
         })?;
         self.parcel.push(Item::Partition { index, topic: Arc::from(name.topic.as_str()), partition: name.partition });
-        self.sources.insert(name.clone(), Source { queue, index, expected });
-        Ok(())
+        self.opened += 1;
+        Ok(Source { name, queue, index, expected })
     }
 }
 

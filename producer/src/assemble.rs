@@ -16,11 +16,11 @@
 //! A restart makes a new assembler: the server sends from the beginning of a transaction, and each Relation message again.
 //! A transaction is not held here, its events go out as they come; memory is the known relations.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use changelog::{Lsn, Position};
+use foldhash::HashMap;
 
 use crate::pgoutput::{Before, Begin, Commit, LogicalMessage, Message, Relation, Truncate, TupleData};
 

@@ -420,10 +420,11 @@ async fn start_stream(lane: &Lane, client: &Client, walsender: Walsender) -> Res
     let mut backoff = Backoff::new(Duration::from_millis(500));
     let mut walsender = Some(walsender);
     loop {
-        let ready = match walsender.take() {
+        let mut ready = match walsender.take() {
             Some(ready) => ready,
             None => Walsender::connect(&lane.source_url, &lane.application_name()).await?,
         };
+        ready.simple_query(&decoding_memory_sql(lane.config.producer.decoding_bytes_max)).await?;
         let error = match ready.start_replication(&lane.slot, Lsn::ZERO, &options).await {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
@@ -444,4 +445,13 @@ async fn start_stream(lane: &Lane, client: &Client, walsender: Walsender) -> Res
         }
         tokio::time::sleep(backoff.next_delay()).await;
     }
+}
+
+/// For this session; where the server's own setting is higher, it stays.
+fn decoding_memory_sql(bytes_max: u64) -> String {
+    format!(
+        "SELECT pg_catalog.set_config(name, greatest(setting::pg_catalog.int8, {})::pg_catalog.text, false) \
+         FROM pg_catalog.pg_settings WHERE name = 'logical_decoding_work_mem'",
+        bytes_max >> 10
+    )
 }

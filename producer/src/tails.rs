@@ -72,7 +72,7 @@ impl TailReader {
         }
         let mut tails = HashMap::new();
         self.read(&from, |place, value| {
-            let (_, header) = EventDecoder::header(value)?;
+            let header = EventDecoder::head(value)?.header;
             tails.insert(place.clone(), header.position);
             Ok(())
         })?;

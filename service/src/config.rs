@@ -145,6 +145,8 @@ pub struct Producer {
     pub marker_interval_ms: u64,
     /// Bytes that may wait for Kafka's acknowledgement.
     pub queue_bytes_max: u64,
+    /// Bytes of changes that the source's WAL sender holds of open transactions before it writes them to the source's disk.
+    pub decoding_bytes_max: u64,
     /// Partitions of a table's topic, pinned when it is made.
     pub partitions: i32,
 }
@@ -158,6 +160,7 @@ impl Default for Producer {
             snapshot_seconds_max: 300,
             marker_interval_ms: 100,
             queue_bytes_max: 32 << 20,
+            decoding_bytes_max: 256 << 20,
             partitions: 1,
         }
     }
@@ -287,6 +290,7 @@ impl Config {
             ("producer.snapshot_seconds_max", self.producer.snapshot_seconds_max, 1, 86_400),
             ("producer.marker_interval_ms", self.producer.marker_interval_ms, 10, 10_000),
             ("producer.queue_bytes_max", self.producer.queue_bytes_max, 1 << 20, 1 << 30),
+            ("producer.decoding_bytes_max", self.producer.decoding_bytes_max, 64 << 10, 64 << 30),
             ("producer.partitions", self.producer.partitions.max(0) as u64, 1, 256),
             ("consumer.batch_changes_max", self.consumer.batch_changes_max as u64, 1, 1_000_000),
             ("consumer.batch_bytes_max", self.consumer.batch_bytes_max as u64, 64 << 10, 256 << 20),

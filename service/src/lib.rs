@@ -15,3 +15,8 @@ pub mod telemetry;
 pub use config::Config;
 pub use error::{Error, Hint, report};
 pub use shutdown::Shutdown;
+
+/// For librdkafka too (the feature that leaves malloc its name): records are allocated by one thread and freed by another,
+/// which takes glibc's allocator twice as long.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

@@ -71,7 +71,7 @@ impl Lane {
             let mut events = Vec::new();
             for record in broker.records(&topic).unwrap() {
                 let value = record.value.unwrap();
-                let (id, header) = EventDecoder::header(&value).unwrap();
+                let changelog::Head { schema_id: id, header, .. } = EventDecoder::head(&value).unwrap();
                 if last.is_some_and(|last| header.position <= last) {
                     continue;
                 }

@@ -81,7 +81,7 @@ impl Decoders {
     pub async fn prepare(&mut self, table: &str, changes: &[Change]) -> Result<(), Error> {
         for change in changes {
             let unreadable = |source| unreadable(table, change, source);
-            let (id, _header) = EventDecoder::header(&change.payload).map_err(unreadable)?;
+            let id = EventDecoder::head(&change.payload).map_err(unreadable)?.schema_id;
             if !self.by_id.contains_key(&id) {
                 let schema = self.registry.schema(id).await?;
                 self.by_id.insert(id, Arc::new(EventDecoder::new(id, &schema).map_err(unreadable)?));
@@ -92,7 +92,7 @@ impl Decoders {
 
     fn decode(&self, table: &str, change: &Change) -> Result<Decoded, Error> {
         let unreadable = |source| unreadable(table, change, source);
-        let (id, _header) = EventDecoder::header(&change.payload).map_err(unreadable)?;
+        let id = EventDecoder::head(&change.payload).map_err(unreadable)?.schema_id;
         let corrupt = changelog::Error::Corrupt { at: 0, what: "its schema was not fetched" };
         let decoder = self.by_id.get(&id).ok_or(corrupt).map_err(unreadable)?;
         let event = decoder.event(&change.payload).map_err(unreadable)?;

@@ -277,7 +277,7 @@ fn retried(error: &KafkaError) -> bool {
 }
 
 fn change(payload: &[u8]) -> Result<Option<Change>, changelog::Error> {
-    let (_schema, header) = EventDecoder::header(payload)?;
+    let header = EventDecoder::head(payload)?.header;
     if header.op == Op::Read {
         return Ok(None);
     }

@@ -40,7 +40,7 @@ pub struct StreamTable {
 /// Every table met in this session, by relation id.
 pub struct StreamTables {
     lane: Arc<Lane>,
-    by_relation: HashMap<u32, StreamTable>,
+    by_relation: foldhash::HashMap<u32, StreamTable>,
     by_topic: HashMap<Arc<str>, (PartitionIndex, i32)>,
     pub partitions: Vec<PartitionState>,
     tails: HashMap<Place, Position>,
@@ -52,7 +52,7 @@ pub struct StreamTables {
 impl StreamTables {
     /// `tails` and `counts` (of partitions): of the topics that were there at the start.
     pub fn new(lane: Arc<Lane>, tails: HashMap<Place, Position>, counts: HashMap<String, usize>) -> StreamTables {
-        let (by_relation, by_topic, partitions) = (HashMap::new(), HashMap::new(), Vec::new());
+        let (by_relation, by_topic, partitions) = (Default::default(), HashMap::new(), Vec::new());
         StreamTables { lane, by_relation, by_topic, partitions, tails, counts, client: None }
     }
 

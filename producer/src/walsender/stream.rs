@@ -9,12 +9,13 @@
 //! wal_sender_timeout) also while the reader's side is blocked. The server takes any status as a sign of life.
 
 use std::io;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until};
 
 use super::error::{Doing, ServerError, WalsenderError};
 use super::frame::{Frame, Status, Step, put_status, take};
@@ -24,6 +25,10 @@ use super::wire::{Reader, Wire, Writer};
 const READ_BYTES: usize = 256 << 10;
 /// Below this a new buffer is made; what is left of the old one stays with the frames that hold it.
 const READ_BYTES_MIN: usize = 32 << 10;
+/// The server sends each change by itself. Below this a read took so little that the next one lets more arrive first: else
+/// both sides would be busy with waking each other, change by change.
+const READ_BYTES_FEW: usize = 16 << 10;
+const READ_INTERVAL: Duration = Duration::from_millis(1);
 /// An ErrorResponse or a notice; frames have their own bound.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -37,7 +42,7 @@ impl ReplicationStream {
     pub(super) fn new(wire: Wire, slot: &str) -> Self {
         let Wire { reader, writer, input, output, .. } = wire;
         Self {
-            reader: FrameReader { reader, input, slot: slot.to_owned() },
+            reader: FrameReader { reader, input, slot: slot.to_owned(), read_next_at: None },
             writer: StatusWriter { writer, output, slot: slot.to_owned() },
         }
     }
@@ -76,6 +81,8 @@ pub struct FrameReader {
     reader: Reader,
     input: BytesMut,
     slot: String,
+    /// Not before; none after a read that took much.
+    read_next_at: Option<Instant>,
 }
 
 impl FrameReader {
@@ -93,12 +100,17 @@ impl FrameReader {
             if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
                 self.input.reserve(READ_BYTES);
             }
+            if let Some(at) = self.read_next_at {
+                sleep_until(at).await;
+            }
             match self.reader.read_buf(&mut self.input).await {
                 Ok(0) => {
                     let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection");
                     return Err(WalsenderError::Io { doing: self.doing(), source });
                 }
-                Ok(_) => {}
+                Ok(bytes) => {
+                    self.read_next_at = (bytes < READ_BYTES_FEW).then(|| Instant::now() + READ_INTERVAL);
+                }
                 Err(source) => return Err(WalsenderError::Io { doing: self.doing(), source }),
             }
         }

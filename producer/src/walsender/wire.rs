@@ -24,6 +24,9 @@ const MESSAGE_BYTES_MAX: i32 = 16 << 20;
 /// A server that is gone without a word is noticed by then. It also keeps an idle connection alive in firewalls.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// What the server may send while we are busy. The kernel's own choice begins at a tenth of it, and then a WAL sender that
+/// finds it full waits after each change.
+const RECEIVE_BUFFER_BYTES: usize = 1 << 20;
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
 
 pub(super) type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -124,6 +127,7 @@ impl Wire {
 fn tune(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let options = SockRef::from(socket);
+    options.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     options.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL))?;
     #[cfg(target_os = "linux")]
     options.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
