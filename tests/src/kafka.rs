@@ -119,12 +119,14 @@ group.initial.rebalance.delay.ms=0
         std::fs::write(&path, text).map_err(Failure::io(format!("writing {}", path.display())))
     }
 
-    /// Java itself and not Kafka's scripts: they are in no Maven artifact, and a child of a shell would outlive us.
+    /// Java itself and not Kafka's scripts: they are in no Maven artifact, and a child of a shell would outlive us. For a
+    /// broker that lives for minutes: the second compiler and a concurrent collector take half of its time for nothing.
     fn java(&self, name: &str) -> Result<Launch> {
         let classpath = format!("{}/*", cache::part(&["kafka"])?.display());
         let logging = "-Dorg.slf4j.simpleLogger.showDateTime=true -Dorg.slf4j.simpleLogger.defaultLogLevel=warn";
         let launch = Launch::new(name, "java", &self.folder)
-            .arguments(["-Xmx512m", "-Xms256m", "-XX:+ExitOnOutOfMemoryError"])
+            .arguments(["-Xmx512m", "-Xms512m", "-XX:MetaspaceSize=96m", "-XX:+ExitOnOutOfMemoryError"])
+            .arguments(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"])
             .arguments(logging.split(' '))
             .arguments(["-cp", &classpath]);
         Ok(launch)
