@@ -53,7 +53,7 @@ pub enum Merged<E> {
     Marker(Marker),
 }
 
-/// Index of a partition in the order in which manifests first named them.
+/// Index of a partition in the order of its first mention.
 pub type Place = usize;
 
 struct Part<E> {
@@ -145,7 +145,8 @@ impl<E> Merge<E> {
         }
     }
 
-    fn place(&mut self, topic: &str, partition: i32) -> Place {
+    /// The place of a partition, a new one at its first mention.
+    pub fn place(&mut self, topic: &str, partition: i32) -> Place {
         let name = PartitionName { topic: topic.to_owned(), partition };
         if let Some(place) = self.places.get(&name) {
             return *place;

@@ -44,6 +44,13 @@ pub struct Hint {
     pub position: Position,
 }
 
+impl Hint {
+    /// Of the record that is checked.
+    fn offset(self) -> Offset {
+        Offset::Offset(self.next_offset - 1)
+    }
+}
+
 /// A client with its budget; partitions are added one by one.
 pub struct Reader {
     consumer: Arc<BaseConsumer>,
@@ -99,18 +106,14 @@ impl Reader {
         Ok(metadata.topics().first().map_or(0, |topic| topic.partitions().len() as i32))
     }
 
-    /// Partitions of all topics that the lane owns.
+    /// All topics that the lane owns, with their numbers of partitions.
     ///
     /// # Errors
     /// `Kafka`.
-    pub fn partitions_owned(&self, topics: &Topics) -> Result<usize, Error> {
+    pub fn topics_owned(&self, topics: &Topics) -> Result<HashMap<String, i32>, Error> {
         let metadata = self.consumer.fetch_metadata(None, ASKED_WITHIN).map_err(kafka("asking for the topics"))?;
-        Ok(metadata
-            .topics()
-            .iter()
-            .filter(|topic| topics.owns(topic.name()))
-            .map(|topic| topic.partitions().len())
-            .sum())
+        let owned = metadata.topics().iter().filter(|topic| topics.owns(topic.name()));
+        Ok(owned.map(|topic| (topic.name().to_owned(), topic.partitions().len() as i32)).collect())
     }
 
     /// Offset behind the last record.
@@ -127,14 +130,30 @@ impl Reader {
     /// # Errors
     /// `Kafka`.
     pub fn assign(&self, topic: &str, partition: i32, from: Offset) -> Result<Queue, Error> {
-        let what = || format!("assigning partition {partition} of {topic}");
+        let mut queues = self.assign_all(&[(topic, partition, from)])?;
+        queues.pop().ok_or_else(|| Error::Kafka { what: format!("assigning {topic}"), message: "no queue".into() })
+    }
+
+    /// Begins to fetch several partitions at once and gives their queues in the same order.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn assign_all(&self, partitions: &[(&str, i32, Offset)]) -> Result<Vec<Queue>, Error> {
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, from).map_err(kafka(what()))?;
-        let queue = self.consumer.split_partition_queue(topic, partition);
-        self.consumer.incremental_assign(&list).map_err(kafka(what()))?;
-        // Taken again: assigning may have led the queue back to the consumer's own.
-        let queue = self.consumer.split_partition_queue(topic, partition).or(queue);
-        queue.ok_or_else(|| Error::Kafka { what: what(), message: "no queue".into() })
+        let mut queues = Vec::new();
+        for (topic, partition, from) in partitions {
+            let what = format!("assigning partition {partition} of {topic}");
+            list.add_partition_offset(topic, *partition, *from).map_err(kafka(what))?;
+            queues.push(self.consumer.split_partition_queue(topic, *partition));
+        }
+        self.consumer.incremental_assign(&list).map_err(kafka("assigning partitions"))?;
+        let again = partitions.iter().zip(queues).map(|((topic, partition, _), queue)| {
+            // Taken again: assigning may have led the queue back to the consumer's own.
+            let queue = self.consumer.split_partition_queue(topic, *partition).or(queue);
+            let what = format!("assigning partition {partition} of {topic}");
+            queue.ok_or_else(|| Error::Kafka { what, message: "no queue".into() })
+        });
+        again.collect()
     }
 
     /// Ends fetching a partition.
@@ -275,9 +294,10 @@ impl LaneThread {
         stop: Arc<AtomicBool>,
     ) -> Result<LaneThread, Error> {
         let probe = Reader::new(&parameters.kafka, &parameters.client, 1 << 20, 1)?;
-        let partitions = probe.partitions_owned(&parameters.topics)?;
+        let partition_counts = probe.topics_owned(&parameters.topics)?;
         drop(probe);
-        let reader = Reader::new(&parameters.kafka, &parameters.client, parameters.bytes_max, partitions)?;
+        let partitions = partition_counts.values().sum::<i32>();
+        let reader = Reader::new(&parameters.kafka, &parameters.client, parameters.bytes_max, partitions as usize)?;
         let merge = Merge::new(&parameters.system_identifier, parameters.timeline, parameters.applied);
         Ok(LaneThread {
             reader,
@@ -287,7 +307,7 @@ impl LaneThread {
             control: None,
             sources: Vec::new(),
             opened: 0,
-            partition_counts: HashMap::new(),
+            partition_counts,
             parameters,
             parcel: Parcel::new(),
             parcel_bytes: 0,
@@ -299,6 +319,7 @@ impl LaneThread {
     fn run(&mut self) -> Result<(), Error> {
         let control = PartitionName { topic: self.parameters.topics.transactions(), partition: 0 };
         self.control = Some(self.open(control)?);
+        self.open_hinted()?;
         while !self.stop.load(Ordering::Relaxed) {
             if let Some(merged) = self.merge.advance() {
                 self.put(merged)?;
@@ -320,16 +341,45 @@ impl LaneThread {
         Ok(())
     }
 
+    /// Opens at once every partition that was read before: one after the other, as manifests name them, would cost a
+    /// restart the round trips of each. One whose topic is gone is not missed before a manifest names it.
+    fn open_hinted(&mut self) -> Result<(), Error> {
+        let control = self.parameters.topics.transactions();
+        let mut hinted: Vec<(PartitionName, Hint)> = Vec::new();
+        for ((topic, partition), hint) in &self.parameters.hints {
+            let present = self.partition_counts.get(topic).is_some_and(|count| partition < count);
+            if present && *topic != control {
+                hinted.push((PartitionName { topic: topic.clone(), partition: *partition }, *hint));
+            }
+        }
+        let wanted = |(name, hint): &(PartitionName, Hint)| (name.topic.clone(), name.partition, hint.offset());
+        let wanted: Vec<(String, i32, Offset)> = hinted.iter().map(wanted).collect();
+        let wanted: Vec<(&str, i32, Offset)> =
+            wanted.iter().map(|(topic, at, from)| (topic.as_str(), *at, *from)).collect();
+        let queues = self.reader.assign_all(&wanted)?;
+        for ((name, hint), queue) in hinted.into_iter().zip(queues) {
+            let place = self.merge.place(&name.topic, name.partition);
+            let source = self.admit(name, queue, Some(hint))?;
+            self.put_source(place, source);
+        }
+        Ok(())
+    }
+
+    fn put_source(&mut self, place: Place, source: Source) {
+        if self.sources.len() <= place {
+            self.sources.resize_with(place + 1, || None);
+        }
+        self.sources[place] = Some(source);
+    }
+
     /// Opens the place's partition if this is its first event.
     fn prepare(&mut self, place: Place) -> Result<(), Error> {
         if self.sources.get(place).is_some_and(Option::is_some) {
             return Ok(());
         }
-        if self.sources.len() <= place {
-            self.sources.resize_with(place + 1, || None);
-        }
         let name = self.merge.name(place).clone();
-        self.sources[place] = Some(self.open(name)?);
+        let source = self.open(name)?;
+        self.put_source(place, source);
         Ok(())
     }
 
@@ -417,11 +467,13 @@ impl LaneThread {
             return Err(Error::PartitionsChanged { topic, expected: count, partition: name.partition });
         }
         let expected = self.parameters.hints.get(&(name.topic.clone(), name.partition)).copied();
-        let from = match expected {
-            Some(hint) => Offset::Offset(hint.next_offset - 1),
-            None => Offset::Beginning,
-        };
+        let from = expected.map_or(Offset::Beginning, |hint| hint.offset());
         let queue = self.reader.assign(&name.topic, name.partition, from)?;
+        self.admit(name, queue, expected)
+    }
+
+    /// Gives an opened partition its index.
+    fn admit(&mut self, name: PartitionName, queue: Queue, expected: Option<Hint>) -> Result<Source, Error> {
         let index = PartitionIndex::try_from(self.opened).map_err(|_| Error::Kafka {
             what: format!("partition {} of {}", name.partition, name.topic),
             message: "more partitions than one lane can have (65,535)".into(),
