@@ -17,8 +17,9 @@ use crate::error::{Remedy, target};
 use crate::execute::{Applier, Batch, Scope};
 use crate::lead::{Leader, stand_by};
 use crate::load::{Loading, backfill};
-use crate::pipeline::{Ended, Pipeline, Rule};
+use crate::pipeline::{Ended, Pipeline};
 use crate::resync::{self, Resyncing};
+use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
 use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
 use crate::{Error, index, observe, reread};
@@ -325,20 +326,9 @@ async fn hints(
     rows.iter().map(hint).collect::<Result<_, _>>().map_err(target("dflux.offset_hint"))
 }
 
-/// Tables whose copy is exact at one point skip what lies below it; a table that is being read again is left alone.
+/// What follows from the tables' copies; a table that is being read again is left alone.
 async fn rules(connection: &mut PgConnection, lane: &str) -> Result<HashMap<TableName, Rule>, Error> {
-    let sql = "SELECT c.schema_name, c.table_name, max(c.snapshot_lsn)::text FROM dflux.chunk c WHERE c.lane = $1 \
-               AND c.generation = (SELECT max(g.generation) FROM dflux.chunk g WHERE (g.lane, g.schema_name, g.table_name) = \
-               (c.lane, c.schema_name, c.table_name)) \
-               GROUP BY c.schema_name, c.table_name HAVING bool_and(c.exact_snapshot) AND min(c.snapshot_lsn) = max(c.snapshot_lsn)";
-    let rows = sqlx::query(sql).bind(lane).fetch_all(&mut *connection).await.map_err(target("dflux.chunk"))?;
-    let rule = |row: &sqlx::postgres::PgRow| -> Result<(TableName, Rule), sqlx::Error> {
-        let skip_below = row.try_get::<String, _>(2)?.parse().unwrap_or_default();
-        let table = TableName::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
-        Ok((table, Rule { skip_below, ..Rule::default() }))
-    };
-    let mut rules: HashMap<TableName, Rule> =
-        rows.iter().map(rule).collect::<Result<_, _>>().map_err(target("dflux.chunk"))?;
+    let mut rules = rule::of_copies(connection, lane).await?;
     for state in resync::states(connection, lane).await? {
         if state.state != "live" {
             rules.insert(state.table, Rule { suspended: true, ..Rule::default() });
