@@ -15,6 +15,7 @@ use sqlx::postgres::PgConnection;
 use crate::catalog::Relations;
 use crate::error::{Remedy, target};
 use crate::execute::{Applier, Batch, Scope};
+use crate::index::Building;
 use crate::lead::{Leader, stand_by};
 use crate::load::{Loading, backfill};
 use crate::pipeline::{Ended, Pipeline};
@@ -22,7 +23,7 @@ use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
 use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
-use crate::{Error, index, observe, reread};
+use crate::{Error, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
 ///
@@ -209,7 +210,8 @@ impl Life {
         set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
         health.well("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
-        index::build(&self.sessions, &self.config.migration.name, &ledger, workers).await?;
+        let building = Building { sessions: &self.sessions, migration: &self.config.migration.name, workers };
+        building.all(&ledger).await?;
         let exact_from = completed.exact_from;
         set_phase(connection, &self.sessions.lane, leader.epoch, "tolerant", Some(exact_from)).await?;
         Ok(Some(exact_from))
@@ -241,6 +243,7 @@ impl Life {
         let mut resync = Ending(tokio::spawn(resync::run(
             Resyncing {
                 loading: self.loading(leader),
+                migration: self.config.migration.name.clone(),
                 registry_url: self.config.registry.url.clone(),
                 batch: self.config.consumer.clone(),
             },

@@ -26,6 +26,7 @@ use crate::catalog::Relations;
 use crate::error::{contract, target};
 use crate::event::RawEvent;
 use crate::execute::{Applier, Batch, Scope, prepare};
+use crate::index::Building;
 use crate::ledger::Ledger;
 use crate::load::{Loading, range, shared_for};
 use crate::merge::Applied;
@@ -78,6 +79,7 @@ pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<Sta
 
 pub struct Resyncing {
     pub loading: Loading,
+    pub migration: String,
     pub registry_url: String,
     pub batch: config::Consumer,
 }
@@ -165,6 +167,10 @@ async fn one(
     };
     if state.state == "resyncing" {
         load(resyncing, &mut connection, ledger, records, &state).await?;
+        // A table that joins a running lane has no key yet; the replay finds its rows by it.
+        let workers = usize::from(resyncing.batch.load_workers);
+        let building = Building { sessions: &loading.sessions, migration: &resyncing.migration, workers };
+        building.one(&table, ledger.plans.get(&(table.clone(), state.generation))).await?;
         let from = of_copy(&mut connection, lane, &table).await?.skip_below;
         set_state(&mut connection, lane, &table, "rejoining", Some(from)).await?;
         observe::resync(&table.to_string(), generation, "rejoining");
