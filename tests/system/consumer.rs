@@ -572,6 +572,33 @@ fn a_chunk_that_another_producer_wrote_between_is_found_where_the_ledger_says() 
 }
 
 #[test]
+fn a_chunk_that_takes_longer_than_the_search_for_missing_ones_is_loaded_once() {
+    let mut feed = Feed::new("slow", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    let c = feed.consistent_point;
+    let (one, two) = (chunk("t", 0, 0, c), chunk("t", 1, 0, c));
+    let service = feed.consumer();
+    feed.write(&[feed.block(&one, (0, Some(1)), "1\ta\n")]);
+    wait::until_true("the first chunk is loaded", LIMIT, || {
+        feed.target.number("SELECT count(*) FROM dflux.chunk").is_ok_and(|count| count == 1)
+    })
+    .unwrap_or_else(|failure| panic!("{failure}\n{}", service.log()));
+    let other = feed.migration.target().unwrap();
+    other.run("BEGIN; LOCK TABLE t IN SHARE MODE").unwrap();
+    feed.write(&[feed.block(&two, (0, Some(1)), "2\tb\n")]);
+    feed.ledger_chunk(&one, 1);
+    feed.ledger_chunk(&two, 1);
+    feed.copied("t", &["id"], 2, 2);
+    feed.completed(&["t"], c);
+    // Longer than the 10 seconds without a chunk after which missing ones are looked for.
+    wait::pace(std::time::Duration::from_secs(16));
+    other.run("COMMIT").unwrap();
+    let marker = feed.marker("");
+    feed.reached(&service, marker);
+    assert_eq!(all(&feed, "t"), ["(1,a)", "(2,b)"]);
+}
+
+#[test]
 fn a_copy_that_is_ahead_of_the_lane_is_not_applied_twice() {
     for keyed in [true, false] {
         let mut feed = Feed::new(if keyed { "ahead" } else { "aheadkeyless" }, "CREATE TABLE t (id int, v text)");
