@@ -414,10 +414,10 @@ impl Worker {
         let mut connection = self.connection().await?;
         let mut shared = self.shared.lock().await;
         if !shared.tables.contains_key(table) {
-            let columns = catalog::table(&mut connection, table).await?.columns;
+            let found = catalog::table(&mut connection, table).await?;
             let begun = shared.loaded.iter().any(|id| id.table == *table);
             if !begun {
-                let sql = format!("SELECT EXISTS (SELECT FROM {})", table.quoted());
+                let sql = format!("SELECT EXISTS (SELECT FROM {})", found.rows_of(table));
                 let filled: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
                     .fetch_one(&mut connection)
                     .await
@@ -428,7 +428,7 @@ impl Worker {
                     return Err(Error::TableUnfit { table: table.to_string(), what });
                 }
             }
-            shared.tables.insert(table.clone(), columns.into_iter().map(|column| column.name).collect());
+            shared.tables.insert(table.clone(), found.columns.into_iter().map(|column| column.name).collect());
         }
         let columns = &shared.tables[table];
         if let Some(missing) = block.columns.iter().find(|name| !columns.contains(**name)) {

@@ -599,6 +599,39 @@ fn a_chunk_that_takes_longer_than_the_search_for_missing_ones_is_loaded_once() {
 }
 
 #[test]
+fn a_parent_and_the_tables_that_inherit_from_it_are_tables_of_their_own() {
+    let ddl = "CREATE TABLE p (id int, v text); CREATE TABLE c (extra int) INHERITS (p)";
+    let mut feed = Feed::new("inherited", ddl);
+    feed.table("p", &["id int4 key", "v text"]);
+    feed.table("c", &["id int4 key", "v text", "extra int4"]);
+    let point = feed.consistent_point;
+    let (child, parent) =
+        (TestChunk { columns: &["id", "v", "extra"], ..chunk("c", 0, 0, point) }, chunk("p", 0, 0, point));
+    feed.write(&[
+        feed.block(&child, (0, Some(2)), "1\tx\t7\n2\ty\t8\n"),
+        feed.block(&parent, (0, Some(2)), "1\ta\n2\tb\n"),
+    ]);
+    feed.copied("c", &["id"], 1, 2);
+    feed.copied("p", &["id"], 1, 2);
+    feed.completed(&["c", "p"], point);
+    let service = feed.consumer();
+    let children = ["(1,x,7)", "(2,y,8)"];
+    let alone = "SELECT p::text FROM ONLY p ORDER BY 1";
+    let last = feed.transaction(&[update("p", "1|A"), delete("p", "2|\\N"), insert("p", "3|c")]);
+    feed.reached(&service, last);
+    assert_eq!(feed.rows(alone), ["(1,A)", "(3,c)"]);
+    assert_eq!(all(&feed, "c"), children);
+    let last = feed.transaction(&[Change::Truncate(vec!["p"]), insert("p", "4|d")]);
+    feed.reached(&service, last);
+    assert_eq!(feed.rows(alone), ["(4,d)"]);
+    assert_eq!(all(&feed, "c"), children);
+    feed.resync("p", 1);
+    wait::until_true("the parent is emptied", LIMIT, || feed.rows(alone).is_empty()).unwrap();
+    assert_eq!(all(&feed, "c"), children);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+}
+
+#[test]
 fn a_copy_that_is_ahead_of_the_lane_is_not_applied_twice() {
     for keyed in [true, false] {
         let mut feed = Feed::new(if keyed { "ahead" } else { "aheadkeyless" }, "CREATE TABLE t (id int, v text)");
