@@ -188,29 +188,77 @@ impl<'r> Parameters<'r> {
     }
 }
 
-/// An update that finds its rows by the first `key_columns` parameters and sets those of `set`. Tolerant, it gives back
-/// the keys that it found.
-fn update_sql(
-    relation: &Relation,
-    parameters: &Parameters<'_>,
-    set: std::ops::Range<usize>,
+/// An update that finds its rows by the first `key_columns` parameters and sets those from `set` on; of a key change the new
+/// key is among these. Tolerant, it gives back the keys that it left.
+struct Update<'r> {
+    parameters: Parameters<'r>,
+    set: usize,
     key_columns: usize,
     mode: Mode,
-) -> String {
-    let set: Vec<String> = set.map(|at| format!("{} = {}", parameters.name(at), parameters.value(at))).collect();
-    let mut sql = format!(
-        "UPDATE {} AS t SET {} FROM {} WHERE {}",
-        relation.rows,
-        set.join(", "),
-        parameters.source(&[]),
-        parameters.matches(key_columns)
-    );
-    if mode == Mode::Tolerant {
-        let texts: Vec<String> =
-            (0..key_columns).map(|at| format!("t.{}::pg_catalog.text", parameters.name(at))).collect();
-        let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
+    position: Position,
+}
+
+impl Update<'_> {
+    fn sql(&self) -> Result<String, Error> {
+        let relation = self.parameters.relation;
+        let column = |at: usize| &relation.columns[self.parameters.columns[at]];
+        let set = self.set..self.parameters.columns.len();
+        let mut sql = match set.clone().map(column).find(|column| column.identity_always) {
+            None => self.in_place(set),
+            Some(_) if relation.replica_role => self.anew(),
+            // Foreign keys would see the delete: a cascade would take rows that no event speaks of.
+            Some(column) => {
+                return Err(Error::IdentityAlways {
+                    table: relation.name().to_string(),
+                    column: column.name.clone(),
+                    position: self.position,
+                });
+            }
+        };
+        if self.mode == Mode::Tolerant {
+            let texts: Vec<String> =
+                (0..self.key_columns).map(|at| format!("t.{}::pg_catalog.text", self.parameters.name(at))).collect();
+            let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
+        }
+        Ok(sql)
     }
-    sql
+
+    fn in_place(&self, set: std::ops::Range<usize>) -> String {
+        let parameters = &self.parameters;
+        let set: Vec<String> = set.map(|at| format!("{} = {}", parameters.name(at), parameters.value(at))).collect();
+        format!(
+            "UPDATE {} AS t SET {} FROM {} WHERE {}",
+            parameters.relation.rows,
+            set.join(", "),
+            parameters.source(&[]),
+            parameters.matches(self.key_columns)
+        )
+    }
+
+    /// No UPDATE may set a column that is GENERATED ALWAYS AS IDENTITY; an insert may. So the row is taken out and put back in
+    /// one statement, with the values that no event has as they were.
+    fn anew(&self) -> String {
+        let (parameters, relation) = (&self.parameters, self.parameters.relation);
+        let new_key = parameters.columns[self.set..].iter().any(|at| relation.key.contains(at));
+        let given: Vec<usize> = (if new_key { self.set } else { 0 }..parameters.columns.len()).collect();
+        let is_given = |column: &usize| given.iter().any(|at| parameters.columns[*at] == *column);
+        let kept = relation.writable().filter(|at| !is_given(at)).map(|at| &relation.columns[at]);
+        let kept: Vec<String> = kept.chain(&relation.others).map(|column| quote_identifier(&column.name)).collect();
+        let taken: String = kept.iter().enumerate().map(|(at, name)| format!(", t.{name} AS k{at}")).collect();
+        let names: Vec<String> = given.iter().map(|at| parameters.name(*at)).chain(kept.iter().cloned()).collect();
+        let values = given.iter().map(|at| parameters.value(*at));
+        let values: Vec<String> = values.chain((0..kept.len()).map(|at| format!("u.k{at}"))).collect();
+        format!(
+            "WITH gone AS (DELETE FROM {} AS t USING {} WHERE {} RETURNING u.*{taken}) \
+             INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone AS u",
+            relation.rows,
+            parameters.source(&[]),
+            parameters.matches(self.key_columns),
+            relation.name().quoted(),
+            names.join(", "),
+            values.join(", "),
+        )
+    }
 }
 
 fn statement(relation: &Relation, op: &'static str, position: Position, expect: Expect) -> Statement {
@@ -363,8 +411,8 @@ fn update(relation: &Relation, missing: &[usize], rows: &[&Row], mode: Mode) -> 
     let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(rows.len() as u64) };
     let mut statement = statement(relation, "update", position_of(rows), expect);
     // A table of key columns only: the update changes nothing, and still must find its row.
-    let set = if columns.len() == key_columns { 0..key_columns } else { key_columns..columns.len() };
-    statement.sql = update_sql(relation, &parameters, set, key_columns, mode);
+    let set = if columns.len() == key_columns { 0 } else { key_columns };
+    statement.sql = Update { parameters, set, key_columns, mode, position: statement.position }.sql()?;
     statement.arrays = arrays;
     statement.keys = keys;
     Ok(statement)
@@ -424,7 +472,7 @@ fn key_change(
     })?;
     let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(1) };
     let mut update = statement(relation, "update", create.header.position, expect);
-    update.sql = update_sql(relation, &parameters, key_columns..columns.len(), key_columns, mode);
+    update.sql = Update { parameters, set: key_columns, key_columns, mode, position: update.position }.sql()?;
     if mode == Mode::Tolerant {
         update.keys = vec![key_texts(relation, &new)];
     }

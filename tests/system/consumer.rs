@@ -632,6 +632,32 @@ fn a_parent_and_the_tables_that_inherit_from_it_are_tables_of_their_own() {
 }
 
 #[test]
+fn an_identity_that_no_update_may_set_arrives_as_it_is_in_the_source() {
+    let [one, two, three] = [1, 2, 3].map(|n| format!("00000000-0000-0000-0000-00000000000{n}"));
+    for (label, tolerant) in [("identity", false), ("identitytolerant", true)] {
+        let ddl = "CREATE TABLE t (id uuid PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY, big text, v text, \
+                   own text DEFAULT 'own')";
+        let mut feed = Feed::new(label, ddl);
+        feed.table("t", &["id uuid key", "seq int8", "big text", "v text"]);
+        feed.no_backfill(if tolerant { Lsn(0x10_0000) } else { feed.consistent_point });
+        let service = feed.consumer();
+        let first = feed.transaction(&[insert("t", &format!("{one}|7|toast|a")), insert("t", &format!("{two}|8|x|b"))]);
+        feed.reached(&service, first);
+        feed.target.run("UPDATE t SET own = 'kept'").unwrap();
+        let second = feed.transaction(&[update("t", &format!("{one}|7|~|A")), update("t", &format!("{two}|70|y|B"))]);
+        feed.reached(&service, second);
+        let before = format!("{two}|\\N|\\N|\\N");
+        let third = feed.transaction(&[rekey("t", &before, &format!("{three}|70|~|C"))]);
+        feed.reached(&service, third);
+        // Tolerant, a row with a whole image is made anew.
+        let own = if tolerant { "own" } else { "kept" };
+        assert_eq!(all(&feed, "t"), [format!("({one},7,toast,A,kept)"), format!("({three},70,y,C,{own})")]);
+        let untold = "SELECT diverged + (SELECT count(*) FROM dflux.incomplete) FROM dflux.lane";
+        assert_eq!(feed.target.number(untold).unwrap(), 0);
+    }
+}
+
+#[test]
 fn a_copy_that_is_ahead_of_the_lane_is_not_applied_twice() {
     for keyed in [true, false] {
         let mut feed = Feed::new(if keyed { "ahead" } else { "aheadkeyless" }, "CREATE TABLE t (id int, v text)");
