@@ -136,7 +136,13 @@ impl Life {
         };
         self.same_source(&row, &birth)?;
         let exact_from = match row.exact_from {
-            Some(exact_from) => exact_from,
+            Some(exact_from) => {
+                // An error of the last run is over, or will be met again; until then the lane is on its way.
+                if row.phase != "exact" {
+                    set_phase(&mut connection, lane, leader.epoch, "tolerant", None).await?;
+                }
+                exact_from
+            }
             None => {
                 set_phase(&mut connection, lane, leader.epoch, "loading", None).await?;
                 health.well("loading");

@@ -547,6 +547,15 @@ fn columns_that_no_event_has_are_read_again_from_the_source() {
     assert_eq!(feed.rows("SELECT count(*)::text FROM dflux.incomplete"), ["0"]);
     let tolerant = format!("SELECT phase || (exact_from >= '{point}') FROM dflux.lane");
     assert_eq!(feed.rows(&tolerant), ["toleranttrue"]);
+    // An error of the run before is not told while the lane catches up again.
+    service.kill();
+    feed.target.run("UPDATE dflux.lane SET phase = 'stopped', error = 'broke', error_hint = 'mend'").unwrap();
+    let service = feed.consumer();
+    wait::until("the old error is gone", LIMIT, || {
+        let told = feed.rows("SELECT phase || coalesce(error, '') || coalesce(error_hint, '') FROM dflux.lane");
+        if told == ["tolerant"] { Ok(()) } else { Err(format!("{told:?}")) }
+    })
+    .unwrap_or_else(|failure| panic!("{failure}\n{}", service.log()));
 }
 
 #[test]
