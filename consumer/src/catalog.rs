@@ -8,9 +8,9 @@ use service::registry::RegistryClient;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use crate::Error;
 use crate::error::{contract, target};
 use crate::relation::{Relation, TargetColumn, TargetTable};
+use crate::{Error, observe};
 
 /// A domain's base type, followed to its end; the schema of the type's own `=`; how the column gets a value; and of the table
 /// what each row repeats.
@@ -71,11 +71,18 @@ pub struct Relations {
     registry: RegistryClient,
     by_schema: HashMap<u32, Arc<Relation>>,
     tables: Vec<TableName>,
+    /// By table's place: columns of the target that nothing fills.
+    unfilled: HashMap<usize, usize>,
 }
 
 impl Relations {
     pub fn new(registry_url: &str) -> Relations {
-        Relations { registry: RegistryClient::new(registry_url), by_schema: HashMap::new(), tables: Vec::new() }
+        Relations {
+            registry: RegistryClient::new(registry_url),
+            by_schema: HashMap::new(),
+            tables: Vec::new(),
+            unfilled: HashMap::new(),
+        }
     }
 
     /// A schema that was met before.
@@ -104,6 +111,9 @@ impl Relations {
             }
         };
         let relation = Arc::new(Relation::new(self.by_schema.len(), place, decoder, &target)?);
+        let unfilled: Vec<&str> = relation.unfilled().collect();
+        self.unfilled.insert(place, unfilled.len());
+        observe::unfilled(&relation.name().to_string(), &unfilled, self.unfilled.values().sum());
         self.by_schema.insert(schema_id, relation.clone());
         Ok(relation)
     }

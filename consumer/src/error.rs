@@ -159,7 +159,10 @@ impl Hint for Error {
                 format!("dflux prepare makes it; or CREATE TABLE {table} in the target, then start the consumer again")
             }
             Error::ColumnMissing { table, column } => {
-                format!("ALTER TABLE {table} ADD COLUMN {column} … in the target, then start the consumer again")
+                format!(
+                    "ALTER TABLE {table} ADD COLUMN {column} … in the target, then start the consumer again; if the source \
+                     added it with a DEFAULT, also dflux resync {table}: the rows that were there have it without an event"
+                )
             }
             Error::TableUnfit { table, .. } => format!("make {table} in the target as it is in the source"),
             Error::Refused { table, source, .. } => match code(source).as_deref() {

@@ -101,6 +101,11 @@ impl Relation {
         self.key.is_empty()
     }
 
+    /// Columns of the target that stay empty in every new row: the source may have dropped them.
+    pub fn unfilled(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().filter(|column| !column.filled).map(|column| column.name.as_str())
+    }
+
     /// Columns that can be written.
     pub fn writable(&self) -> impl Iterator<Item = usize> {
         (0..self.columns.len()).filter(|at| !self.columns[*at].generated)

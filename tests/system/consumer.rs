@@ -339,12 +339,17 @@ fn a_column_that_the_target_lacks_is_named_before_anything_is_applied() {
     feed.transaction(&[insert("b", "1|x"), insert("a", "1|x|1")]);
     let log = feed.ends(&feed.started());
     assert!(log.contains("lacks column v") && log.contains("hint: ALTER TABLE public.a ADD COLUMN v"), "{log}");
+    assert!(log.contains("dflux resync public.a"), "{log}");
     assert!(all(&feed, "b").is_empty());
     feed.target.run("ALTER TABLE a ADD COLUMN v text").unwrap();
+    // The other way round, as after a DROP COLUMN on the source: told, not stopped.
+    feed.target.run("ALTER TABLE b ADD COLUMN dropped_there text, ADD COLUMN own int DEFAULT 5").unwrap();
     let last = feed.marker("");
     let service = feed.consumer();
     feed.reached(&service, last);
-    assert_eq!(all(&feed, "b"), ["(1,x)"]);
+    assert_eq!(all(&feed, "b"), ["(1,x,,5)"]);
+    assert_eq!(service.metric("dflux_consumer_unfilled_columns").unwrap(), Some(1.0));
+    assert!(service.log().contains("dropped_there"), "{}", service.log());
 }
 
 #[test]
