@@ -8,14 +8,16 @@ use service::registry::RegistryClient;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-use crate::Error;
 use crate::error::{contract, target};
 use crate::relation::{Relation, TargetColumn, TargetTable};
+use crate::{Error, observe};
 
-/// A domain's base type, followed to its end; the schema of the type's own `=`; whether the column is computed.
+/// A domain's base type, followed to its end; the schema of the type's own `=`; how the column gets a value; and of the table
+/// what each row repeats.
 const COLUMNS: &str = "
 WITH RECURSIVE wanted AS (
-    SELECT a.attname, a.attnum, a.atttypid, a.attgenerated <> '' AS generated
+    SELECT a.attname, a.attnum, a.atttypid, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always,
+        a.atthasdef OR a.attidentity <> '' AS filled, c.relkind = 'p' AS partitioned
     FROM pg_catalog.pg_attribute a
     JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -27,7 +29,8 @@ WITH RECURSIVE wanted AS (
 )
 SELECT w.attname::text, pg_catalog.format_type(b.oid, -1), b.oid, w.generated,
     coalesce((SELECT n.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
-              WHERE o.oprname = '=' AND o.oprleft = b.oid AND o.oprright = b.oid LIMIT 1), 'pg_catalog')
+              WHERE o.oprname = '=' AND o.oprleft = b.oid AND o.oprright = b.oid LIMIT 1), 'pg_catalog'),
+    w.always, w.filled, w.partitioned, pg_catalog.current_setting('session_replication_role') = 'replica'
 FROM wanted w
 JOIN base b ON b.attnum = w.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
@@ -48,11 +51,18 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<Ta
             type_oid: row.try_get::<sqlx::postgres::types::Oid, _>(2)?.0,
             generated: row.try_get(3)?,
             equals_schema: row.try_get(4)?,
+            identity_always: row.try_get(5)?,
+            filled: row.try_get(6)?,
         })
     };
-    let columns =
-        rows.iter().map(column).collect::<Result<_, _>>().map_err(target(format!("the columns of {name}")))?;
-    Ok(TargetTable { columns })
+    let read = || -> Result<TargetTable, sqlx::Error> {
+        Ok(TargetTable {
+            columns: rows.iter().map(column).collect::<Result<_, _>>()?,
+            partitioned: rows[0].try_get(7)?,
+            replica_role: rows[0].try_get(8)?,
+        })
+    };
+    read().map_err(target(format!("the columns of {name}")))
 }
 
 /// The schemas that events were met with, each matched with its table in the target.
@@ -61,11 +71,18 @@ pub struct Relations {
     registry: RegistryClient,
     by_schema: HashMap<u32, Arc<Relation>>,
     tables: Vec<TableName>,
+    /// By table's place: columns of the target that nothing fills.
+    unfilled: HashMap<usize, usize>,
 }
 
 impl Relations {
     pub fn new(registry_url: &str) -> Relations {
-        Relations { registry: RegistryClient::new(registry_url), by_schema: HashMap::new(), tables: Vec::new() }
+        Relations {
+            registry: RegistryClient::new(registry_url),
+            by_schema: HashMap::new(),
+            tables: Vec::new(),
+            unfilled: HashMap::new(),
+        }
     }
 
     /// A schema that was met before.
@@ -94,6 +111,9 @@ impl Relations {
             }
         };
         let relation = Arc::new(Relation::new(self.by_schema.len(), place, decoder, &target)?);
+        let unfilled: Vec<&str> = relation.unfilled().collect();
+        self.unfilled.insert(place, unfilled.len());
+        observe::unfilled(&relation.name().to_string(), &unfilled, self.unfilled.values().sum());
         self.by_schema.insert(schema_id, relation.clone());
         Ok(relation)
     }

@@ -4,7 +4,7 @@
 //! binary form where the type is a builtin scalar, else as text that the target's own input function reads, by a cast
 //! without a modifier (`'12345'::varchar(3)` would truncate silently); the assignment to the column then applies it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use changelog::table::quote_identifier;
@@ -15,6 +15,8 @@ use crate::array::{ArrayBuilder, Carrier, RawArray};
 use crate::event::RawEvent;
 use crate::plan::{Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
 use crate::relation::Relation;
+
+mod keyless;
 
 /// What the count of affected rows means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +76,7 @@ pub fn statements(step: &Step) -> Result<Vec<Statement>, Error> {
     let mut out = Vec::new();
     match step {
         Step::Truncate(tables) => {
-            let mut names: Vec<String> = tables.iter().map(|relation| relation.name().quoted()).collect();
+            let mut names: Vec<&str> = tables.iter().map(|relation| relation.rows.as_str()).collect();
             names.dedup();
             out.push(Statement {
                 sql: format!("TRUNCATE {}", names.join(", ")),
@@ -91,7 +93,7 @@ pub fn statements(step: &Step) -> Result<Vec<Statement>, Error> {
         Step::Set(tables) => {
             for changes in tables {
                 if changes.relation.keyless() {
-                    keyless(changes, &mut out)?;
+                    keyless::changes(changes, &mut out)?;
                 } else {
                     keyed(changes, &mut out)?;
                 }
@@ -186,29 +188,77 @@ impl<'r> Parameters<'r> {
     }
 }
 
-/// An update that finds its rows by the first `key_columns` parameters and sets those of `set`. Tolerant, it gives back
-/// the keys that it found.
-fn update_sql(
-    relation: &Relation,
-    parameters: &Parameters<'_>,
-    set: std::ops::Range<usize>,
+/// An update that finds its rows by the first `key_columns` parameters and sets those from `set` on; of a key change the new
+/// key is among these. Tolerant, it gives back the keys that it left.
+struct Update<'r> {
+    parameters: Parameters<'r>,
+    set: usize,
     key_columns: usize,
     mode: Mode,
-) -> String {
-    let set: Vec<String> = set.map(|at| format!("{} = {}", parameters.name(at), parameters.value(at))).collect();
-    let mut sql = format!(
-        "UPDATE {} AS t SET {} FROM {} WHERE {}",
-        relation.name().quoted(),
-        set.join(", "),
-        parameters.source(&[]),
-        parameters.matches(key_columns)
-    );
-    if mode == Mode::Tolerant {
-        let texts: Vec<String> =
-            (0..key_columns).map(|at| format!("t.{}::pg_catalog.text", parameters.name(at))).collect();
-        let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
+    position: Position,
+}
+
+impl Update<'_> {
+    fn sql(&self) -> Result<String, Error> {
+        let relation = self.parameters.relation;
+        let column = |at: usize| &relation.columns[self.parameters.columns[at]];
+        let set = self.set..self.parameters.columns.len();
+        let mut sql = match set.clone().map(column).find(|column| column.identity_always) {
+            None => self.in_place(set),
+            Some(_) if relation.replica_role => self.anew(),
+            // Foreign keys would see the delete: a cascade would take rows that no event speaks of.
+            Some(column) => {
+                return Err(Error::IdentityAlways {
+                    table: relation.name().to_string(),
+                    column: column.name.clone(),
+                    position: self.position,
+                });
+            }
+        };
+        if self.mode == Mode::Tolerant {
+            let texts: Vec<String> =
+                (0..self.key_columns).map(|at| format!("t.{}::pg_catalog.text", self.parameters.name(at))).collect();
+            let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
+        }
+        Ok(sql)
     }
-    sql
+
+    fn in_place(&self, set: std::ops::Range<usize>) -> String {
+        let parameters = &self.parameters;
+        let set: Vec<String> = set.map(|at| format!("{} = {}", parameters.name(at), parameters.value(at))).collect();
+        format!(
+            "UPDATE {} AS t SET {} FROM {} WHERE {}",
+            parameters.relation.rows,
+            set.join(", "),
+            parameters.source(&[]),
+            parameters.matches(self.key_columns)
+        )
+    }
+
+    /// No UPDATE may set a column that is GENERATED ALWAYS AS IDENTITY; an insert may. So the row is taken out and put back in
+    /// one statement, with the values that no event has as they were.
+    fn anew(&self) -> String {
+        let (parameters, relation) = (&self.parameters, self.parameters.relation);
+        let new_key = parameters.columns[self.set..].iter().any(|at| relation.key.contains(at));
+        let given: Vec<usize> = (if new_key { self.set } else { 0 }..parameters.columns.len()).collect();
+        let is_given = |column: &usize| given.iter().any(|at| parameters.columns[*at] == *column);
+        let kept = relation.writable().filter(|at| !is_given(at)).map(|at| &relation.columns[at]);
+        let kept: Vec<String> = kept.chain(&relation.others).map(|column| quote_identifier(&column.name)).collect();
+        let taken: String = kept.iter().enumerate().map(|(at, name)| format!(", t.{name} AS k{at}")).collect();
+        let names: Vec<String> = given.iter().map(|at| parameters.name(*at)).chain(kept.iter().cloned()).collect();
+        let values = given.iter().map(|at| parameters.value(*at));
+        let values: Vec<String> = values.chain((0..kept.len()).map(|at| format!("u.k{at}"))).collect();
+        format!(
+            "WITH gone AS (DELETE FROM {} AS t USING {} WHERE {} RETURNING u.*{taken}) \
+             INSERT INTO {} AS t ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM gone AS u",
+            relation.rows,
+            parameters.source(&[]),
+            parameters.matches(self.key_columns),
+            relation.name().quoted(),
+            names.join(", "),
+            values.join(", "),
+        )
+    }
 }
 
 fn statement(relation: &Relation, op: &'static str, position: Position, expect: Expect) -> Statement {
@@ -279,7 +329,7 @@ fn delete(relation: &Relation, rows: &[&Row], expect: Expect) -> Result<Statemen
     let mut statement = statement(relation, "delete", position_of(rows), expect);
     statement.sql = format!(
         "DELETE FROM {} AS t USING {} WHERE {}",
-        relation.name().quoted(),
+        relation.rows,
         parameters.source(&[]),
         parameters.matches(columns.len())
     );
@@ -361,8 +411,8 @@ fn update(relation: &Relation, missing: &[usize], rows: &[&Row], mode: Mode) -> 
     let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(rows.len() as u64) };
     let mut statement = statement(relation, "update", position_of(rows), expect);
     // A table of key columns only: the update changes nothing, and still must find its row.
-    let set = if columns.len() == key_columns { 0..key_columns } else { key_columns..columns.len() };
-    statement.sql = update_sql(relation, &parameters, set, key_columns, mode);
+    let set = if columns.len() == key_columns { 0 } else { key_columns };
+    statement.sql = Update { parameters, set, key_columns, mode, position: statement.position }.sql()?;
     statement.arrays = arrays;
     statement.keys = keys;
     Ok(statement)
@@ -403,7 +453,7 @@ fn key_change(
         let mut first = statement(relation, "delete", create.header.position, Expect::Any);
         first.sql = format!(
             "DELETE FROM {} AS t USING {} WHERE {}",
-            relation.name().quoted(),
+            relation.rows,
             parameters.source(&[]),
             parameters.matches(key_columns)
         );
@@ -422,138 +472,13 @@ fn key_change(
     })?;
     let expect = if mode == Mode::Tolerant { Expect::Found } else { Expect::Rows(1) };
     let mut update = statement(relation, "update", create.header.position, expect);
-    update.sql = update_sql(relation, &parameters, key_columns..columns.len(), key_columns, mode);
+    update.sql = Update { parameters, set: key_columns, key_columns, mode, position: update.position }.sql()?;
     if mode == Mode::Tolerant {
         update.keys = vec![key_texts(relation, &new)];
     }
     update.arrays = arrays;
     out.push(update);
     Ok(())
-}
-
-/// What becomes of equal rows of a keyless table: how many more or fewer there are, and an event that has the image.
-struct Balance<'a> {
-    delta: i64,
-    values: Vec<Value<'a>>,
-    position: Position,
-}
-
-/// Keyless rows are a multiset of images: an update takes one row away and adds one. The net count of each image is
-/// taken from or added to the table; of n equal rows exactly as many go as events say.
-fn keyless(changes: &TableChanges, out: &mut Vec<Statement>) -> Result<(), Error> {
-    let relation = &*changes.relation;
-    let columns: Vec<usize> = relation.writable().collect();
-    let mut balances: Vec<Balance<'_>> = Vec::new();
-    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
-    let mut count = |event: &RawEvent, values: Vec<Value<'_>>, delta: i64, balances: &mut Vec<Balance<'_>>| {
-        let place = *places.entry(image_bytes(relation, &values)).or_insert_with(|| {
-            balances.push(Balance { delta: 0, values: Vec::new(), position: event.header.position });
-            balances.len() - 1
-        });
-        balances[place].delta += delta;
-        place
-    };
-    for event in &changes.keyless {
-        let (mut before, mut after) = (Vec::new(), Vec::new());
-        if event.header.op != Op::Create {
-            decode(relation, event, Image::Before, &mut before)?;
-            let place = count(event, before.clone(), -1, &mut balances);
-            balances[place].values = before.clone();
-        }
-        if event.header.op != Op::Delete {
-            decode(relation, event, Image::After, &mut after)?;
-            for (value, before) in after.iter_mut().zip(&before) {
-                if *value == Value::Unchanged {
-                    *value = *before;
-                }
-            }
-            let place = count(event, after.clone(), 1, &mut balances);
-            balances[place].values = after;
-        }
-    }
-    let fewer: Vec<&Balance<'_>> = balances.iter().filter(|balance| balance.delta < 0).collect();
-    let more: Vec<&Balance<'_>> = balances.iter().filter(|balance| balance.delta > 0).collect();
-    if !fewer.is_empty() {
-        out.push(delete_keyless(relation, &columns, &fewer)?);
-    }
-    if !more.is_empty() {
-        let mut statement = insert_keyless(relation, &columns, &more)?;
-        statement.only_after_success = !fewer.is_empty();
-        out.push(statement);
-    }
-    Ok(())
-}
-
-/// Equal for equal images only: the text of each value, with its length.
-fn image_bytes(relation: &Relation, values: &[Value<'_>]) -> Vec<u8> {
-    let shape = relation.shape();
-    let mut bytes = Vec::new();
-    let mut text = String::new();
-    for (value, column) in values.iter().zip(&shape.columns) {
-        text.clear();
-        if changelog::text::format_value(value, column.kind(), &mut text) {
-            bytes.extend_from_slice(&(text.len() as u32).to_be_bytes());
-            bytes.extend_from_slice(text.as_bytes());
-        } else {
-            bytes.extend_from_slice(&u32::MAX.to_be_bytes());
-        }
-    }
-    bytes
-}
-
-fn delete_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>]) -> Result<Statement, Error> {
-    let mut parameters = Parameters::new(relation, columns.to_vec());
-    let mut arrays = parameters.arrays(|push| {
-        let mut values = Vec::new();
-        for row in rows {
-            picked(&row.values, columns, &mut values);
-            push(&values);
-        }
-        Ok(())
-    })?;
-    let mut counts = ArrayBuilder::new(Carrier::Int8);
-    for row in rows {
-        counts.push_count(-row.delta);
-    }
-    arrays.push(counts.finish());
-    let total: i64 = rows.iter().map(|row| -row.delta).sum();
-    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
-    let mut statement = statement(relation, "delete", position, Expect::Rows(total.unsigned_abs()));
-    let table = relation.name().quoted();
-    let values = (0..columns.len()).map(|at| parameters.value(at)).collect::<Vec<_>>().join(", ");
-    let stored = (0..columns.len()).map(|at| format!("t.{}", parameters.name(at))).collect::<Vec<_>>().join(", ");
-    // Equal means printed alike under the pinned settings, which is what the event says of the row: 1.0 is not 1.00.
-    statement.sql = format!(
-        "WITH w AS MATERIALIZED (SELECT ROW({values})::pg_catalog.text AS image, u.c{count} AS n FROM {source}), \
-         s AS MATERIALIZED (SELECT t.tableoid AS o, t.ctid AS c, ROW({stored})::pg_catalog.text AS image, \
-         pg_catalog.row_number() OVER (PARTITION BY ROW({stored})::pg_catalog.text) AS i FROM {table} AS t \
-         WHERE ROW({stored})::pg_catalog.text IN (SELECT w.image FROM w)) \
-         DELETE FROM {table} AS t USING s, w WHERE s.image = w.image AND s.i <= w.n AND t.ctid = s.c AND t.tableoid = s.o",
-        count = columns.len(),
-        source = parameters.source(&["int8[]"]),
-    );
-    statement.arrays = arrays;
-    Ok(statement)
-}
-
-fn insert_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>]) -> Result<Statement, Error> {
-    let mut parameters = Parameters::new(relation, columns.to_vec());
-    let arrays = parameters.arrays(|push| {
-        let mut values = Vec::new();
-        for row in rows {
-            picked(&row.values, columns, &mut values);
-            for _copy in 0..row.delta {
-                push(&values);
-            }
-        }
-        Ok(())
-    })?;
-    let total: i64 = rows.iter().map(|row| row.delta).sum();
-    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
-    let mut statement = statement(relation, "insert", position, Expect::Rows(total.unsigned_abs()));
-    statement.sql = insert_sql(&parameters, &parameters.source(&[]));
-    statement.arrays = arrays;
-    Ok(statement)
 }
 
 #[cfg(test)]

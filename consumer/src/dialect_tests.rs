@@ -26,26 +26,41 @@ fn shape() -> TableShape {
 }
 
 fn relation() -> Arc<Relation> {
+    relation_in(TargetTable { replica_role: true, ..TargetTable::default() }, false)
+}
+
+/// `identity`: whether the day (of all columns) is an identity.
+fn relation_in(table: TargetTable, identity: bool) -> Arc<Relation> {
     let target = |name: &str, type_oid, type_name: &str, schema: &str, generated| TargetColumn {
         name: name.into(),
         type_name: type_name.into(),
         type_oid,
         equals_schema: schema.into(),
         generated,
+        identity_always: false,
+        filled: false,
     };
-    let columns = vec![
+    let mut columns = vec![
         target("sum", 20, "bigint", "pg_catalog", true),
         target("day", 1082, "date", "pg_catalog", false),
         target("name", 80_001, "public.citext", "public", false),
         target("id", 20, "bigint", "pg_catalog", false),
     ];
+    columns[1].identity_always = identity;
+    if identity {
+        columns.push(target("other", 25, "text", "pg_catalog", false));
+    }
     let decoder = EventDecoder::new(1, &schema::value_schema(&shape())).unwrap();
-    Arc::new(Relation::new(0, 0, decoder, &TargetTable { columns }).unwrap())
+    Arc::new(Relation::new(0, 0, decoder, &TargetTable { columns, ..table }).unwrap())
 }
 
 type Texts<'a> = Option<[&'a str; 4]>;
 
 fn sql(events: &[(Op, Texts<'_>, Texts<'_>)]) -> Vec<Statement> {
+    sql_in(&relation(), events).unwrap()
+}
+
+fn sql_in(relation: &Arc<Relation>, events: &[(Op, Texts<'_>, Texts<'_>)]) -> Result<Vec<Statement>, Error> {
     let mut encoder = EventEncoder::new(Arc::new(shape()), Lane::Forward, 1, 2);
     let mut planner = Planner::new(true);
     for (ordinal, (op, before, after)) in events.iter().enumerate() {
@@ -62,9 +77,13 @@ fn sql(events: &[(Op, Texts<'_>, Texts<'_>)]) -> Vec<Statement> {
         let mut key = Vec::new();
         encoder.key(&mut key, &position, after.as_deref().or(before.as_deref()).unwrap()).unwrap();
         let event = RawEvent::read(Some(&key), &value, 0, 0).unwrap();
-        planner.add(Change { relation: relation(), mode: Mode::Strict, event });
+        planner.add(Change { relation: relation.clone(), mode: Mode::Strict, event });
     }
-    planner.finish().iter().flat_map(|step| statements(step).unwrap()).collect()
+    let mut all = Vec::new();
+    for step in planner.finish() {
+        all.extend(statements(&step)?);
+    }
+    Ok(all)
 }
 
 #[test]
@@ -81,12 +100,52 @@ fn statements_cast_to_the_targets_types_and_leave_out_what_it_computes() {
     assert_eq!(
         texts,
         [
-            format!("DELETE FROM \"s\".\"t\"\"q\" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.int4[]) AS u(c0, c1) WHERE {matches}"),
-            format!("UPDATE \"s\".\"t\"\"q\" AS t SET \"day\" = u.c2 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.int4[], $3::pg_catalog.date[]) AS u(c0, c1, c2) WHERE {matches}"),
-            format!("UPDATE \"s\".\"t\"\"q\" AS t SET \"name\" = u.c0::public.citext, \"id\" = u.c1::bigint FROM unnest($1::pg_catalog.text[], $2::pg_catalog.int4[]) AS u(c0, c1) WHERE {matches}"),
+            format!("DELETE FROM ONLY \"s\".\"t\"\"q\" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.int4[]) AS u(c0, c1) WHERE {matches}"),
+            format!("UPDATE ONLY \"s\".\"t\"\"q\" AS t SET \"day\" = u.c2 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.int4[], $3::pg_catalog.date[]) AS u(c0, c1, c2) WHERE {matches}"),
+            format!("UPDATE ONLY \"s\".\"t\"\"q\" AS t SET \"name\" = u.c0::public.citext, \"id\" = u.c1::bigint FROM unnest($1::pg_catalog.text[], $2::pg_catalog.int4[]) AS u(c0, c1) WHERE {matches}"),
             "INSERT INTO \"s\".\"t\"\"q\" (\"id\", \"name\", \"day\") OVERRIDING SYSTEM VALUE SELECT u.c0::bigint, u.c1::public.citext, u.c2 FROM unnest($1::pg_catalog.int4[], $2::pg_catalog.text[], $3::pg_catalog.date[]) AS u(c0, c1, c2)".to_owned(),
         ]
     );
+}
+
+#[test]
+fn rows_of_children_are_not_the_parents_and_those_of_partitions_are() {
+    let events = [
+        (Op::Delete, Some(["1", "Ann", "2024-02-29", "7"]), None),
+        (Op::Update, None, Some(["2", "Ann", "2024-02-29", "7"])),
+        (Op::Truncate, None, Some(["3", "Ann", "2024-02-29", "7"])),
+    ];
+    for (partitioned, table) in [(false, "ONLY \"s\".\"t\"\"q\""), (true, "\"s\".\"t\"\"q\"")] {
+        let relation = relation_in(TargetTable { partitioned, ..TargetTable::default() }, false);
+        let texts: Vec<String> = sql_in(&relation, &events).unwrap().iter().map(|s| s.text(0)).collect();
+        for start in ["DELETE FROM", "UPDATE", "TRUNCATE"] {
+            let start = format!("{start} {table}");
+            assert!(texts.iter().any(|text| text.starts_with(&start)), "{start}: {texts:?}");
+        }
+    }
+}
+
+#[test]
+fn an_identity_that_no_update_may_set_is_written_by_an_insert_that_keeps_the_rest() {
+    let free = relation_in(TargetTable { replica_role: true, ..TargetTable::default() }, true);
+    let whole = (Op::Update, None, Some(["2", "Ann", "2024-02-29", "7"]));
+    let statements = sql_in(&free, &[whole]).unwrap();
+    assert_eq!(statements.len(), 1);
+    assert_eq!(statements[0].expect, Expect::Rows(1));
+    assert!(!statements[0].joins());
+    assert_eq!(
+        statements[0].text(0),
+        "WITH gone AS (DELETE FROM ONLY \"s\".\"t\"\"q\" AS t USING unnest($1::pg_catalog.text[], $2::pg_catalog.int4[], $3::pg_catalog.date[]) AS u(c0, c1, c2) WHERE t.\"name\" OPERATOR(\"public\".=) u.c0::public.citext AND t.\"id\" = u.c1::bigint RETURNING u.*, t.\"other\" AS k0) INSERT INTO \"s\".\"t\"\"q\" AS t (\"name\", \"id\", \"day\", \"other\") OVERRIDING SYSTEM VALUE SELECT u.c0::public.citext, u.c1::bigint, u.c2, u.k0 FROM gone AS u"
+    );
+    // The identity is not set: an update like any other.
+    let without = sql_in(&free, &[(Op::Update, None, Some(["2", "Ann", "~", "7"]))]).unwrap();
+    assert!(without[0].text(0).starts_with("UPDATE ONLY"), "{}", without[0].text(0));
+    // Where foreign keys fire, a delete could take more than the row.
+    let bound = relation_in(TargetTable::default(), true);
+    let error = sql_in(&bound, &[whole]).unwrap_err();
+    let hint = service::Hint::hint(&error).unwrap();
+    assert!(matches!(&error, Error::IdentityAlways { column, .. } if column == "day"), "{error}");
+    assert!(hint.contains("ALTER COLUMN day SET GENERATED BY DEFAULT"), "{hint}");
 }
 
 #[test]
@@ -124,7 +183,7 @@ fn a_missing_column_or_a_computed_key_is_refused_by_name() {
     assert!(matches!(&error, Error::ColumnMissing { column, .. } if column == "id"), "{error}");
     let mut columns = relation().columns.clone();
     columns[0].generated = true;
-    let error = Relation::new(0, 0, decoder(), &TargetTable { columns }).unwrap_err();
+    let error = Relation::new(0, 0, decoder(), &TargetTable { columns, ..TargetTable::default() }).unwrap_err();
     assert!(matches!(error, Error::TableUnfit { .. }), "{error}");
 }
 

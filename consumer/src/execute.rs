@@ -20,7 +20,7 @@ use crate::event::{PartitionIndex, RawEvent};
 use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
 use crate::target::{Marking, now_micros, run};
-use crate::{Error, observe};
+use crate::{Error, catalog, observe};
 
 /// How often a deadlock or serialization failure is tried again before the session is given up.
 const PASSING_ATTEMPTS: u32 = 20;
@@ -436,7 +436,8 @@ impl Applier {
     pub async fn suspend(&mut self, table: &TableName, generation: u32) -> Result<(), Error> {
         self.begin().await?;
         // Not TRUNCATE, which a foreign key of another table forbids.
-        let sql = format!("DELETE FROM {}", table.quoted());
+        let rows = catalog::table(&mut self.connection, table).await?.rows_of(table);
+        let sql = format!("DELETE FROM {rows}");
         run(&mut self.connection, &sql).await.map_err(target(format!("emptying {table}")))?;
         let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);

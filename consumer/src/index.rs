@@ -1,11 +1,13 @@
 //! Between load and apply: the key indexes, which every update and delete needs to find its row.
 //!
 //! The statements are those that `dflux prepare` took from the source's schema (`dflux.schema_step`, kind `key`). Where it
-//! was not used, a keyed table without a unique index on its key gets a primary key.
+//! was not used, a keyed table without a unique index on its key gets a primary key. Several are built at once; what joins them
+//! comes behind. A table that joins a running lane is built when its own load is done.
 
 use std::time::Instant;
 
 use changelog::TableName;
+use changelog::ledger::Plan;
 use changelog::table::quote_identifier;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sqlx::postgres::PgConnection;
@@ -25,26 +27,58 @@ struct Build {
     statement: String,
 }
 
-/// Builds what is missing, several at once.
-///
-/// # Errors
-/// `Index`, `Target`.
-pub async fn build(sessions: &Sessions, migration: &str, ledger: &Ledger, workers: usize) -> Result<(), Error> {
-    let mut connection = sessions.open(Purpose::Load).await?;
-    let steps = steps(&mut connection, migration).await?;
-    each(sessions, steps, workers).await?;
-    let mut missing = Vec::new();
-    for plan in ledger.plans.values().filter(|plan| plan.generation == 0 && !plan.key.is_empty()) {
-        if !unique(&mut connection, &plan.table, &plan.key).await? {
-            let columns: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
-            missing.push(Build {
-                step: None,
-                what: format!("primary key of {}", plan.table),
-                statement: format!("ALTER TABLE {} ADD PRIMARY KEY ({})", plan.table.quoted(), columns.join(", ")),
-            });
-        }
+/// Where indexes are built, and how many at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Building<'a> {
+    pub sessions: &'a Sessions,
+    pub migration: &'a str,
+    pub workers: usize,
+}
+
+impl Building<'_> {
+    /// After the initial load: whatever is missing.
+    ///
+    /// # Errors
+    /// `Index`, `Target`.
+    pub async fn all(&self, ledger: &Ledger) -> Result<(), Error> {
+        let plans: Vec<&Plan> = ledger.plans.values().filter(|plan| plan.generation == 0).collect();
+        self.build(None, &plans).await
     }
-    each(sessions, missing, workers).await
+
+    /// After the load of one table, its partitions included.
+    ///
+    /// # Errors
+    /// `Index`, `Target`.
+    pub async fn one(&self, table: &TableName, plan: Option<&Plan>) -> Result<(), Error> {
+        self.build(Some(table), plan.as_slice()).await
+    }
+
+    async fn build(&self, table: Option<&TableName>, plans: &[&Plan]) -> Result<(), Error> {
+        let mut connection = self.sessions.open(Purpose::Load).await?;
+        let steps = steps(&mut connection, self.migration, table).await?;
+        let (bindings, builds): (Vec<Build>, Vec<Build>) = steps.into_iter().partition(|step| binds(&step.statement));
+        each(self.sessions, builds, self.workers).await?;
+        // Each takes a moment and locks a parent that others want too.
+        each(self.sessions, bindings, 1).await?;
+        let mut missing = Vec::new();
+        for plan in plans.iter().filter(|plan| !plan.key.is_empty()) {
+            if !unique(&mut connection, &plan.table, &plan.key).await? {
+                let columns: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
+                missing.push(Build {
+                    step: None,
+                    what: format!("primary key of {}", plan.table),
+                    statement: format!("ALTER TABLE {} ADD PRIMARY KEY ({})", plan.table.quoted(), columns.join(", ")),
+                });
+            }
+        }
+        each(self.sessions, missing, self.workers).await
+    }
+}
+
+/// Whether a step needs what other steps build: a partition's index is attached to its parent's once both are there. Everything
+/// else (constraints, indexes with their replica identity) stands for itself.
+fn binds(statement: &str) -> bool {
+    statement.starts_with("ALTER INDEX ")
 }
 
 async fn each(sessions: &Sessions, builds: Vec<Build>, workers: usize) -> Result<(), Error> {
@@ -83,10 +117,15 @@ async fn one(sessions: &Sessions, build: Build) -> Result<(), Error> {
     Ok(())
 }
 
-async fn steps(connection: &mut PgConnection, migration: &str) -> Result<Vec<Build>, Error> {
+/// In the order of the dump; those of one table and its partitions, if it is named.
+async fn steps(connection: &mut PgConnection, migration: &str, table: Option<&TableName>) -> Result<Vec<Build>, Error> {
     let sql = "SELECT id, coalesce(schema_name, ''), coalesce(table_name, ''), coalesce(name, ''), statement \
-               FROM dflux.schema_step WHERE migration = $1 AND kind = 'key' AND done_at IS NULL ORDER BY id";
-    let rows = sqlx::query(sql).bind(migration).fetch_all(connection).await.map_err(target("dflux.schema_step"))?;
+               FROM dflux.schema_step WHERE migration = $1 AND kind = 'key' AND done_at IS NULL AND ($2::text IS NULL \
+               OR pg_catalog.to_regclass(quote_ident(schema_name) || '.' || quote_ident(nullif(table_name, ''))) IN \
+               (SELECT pg_catalog.to_regclass($2) UNION ALL SELECT relid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($2)))) \
+               ORDER BY id";
+    let query = sqlx::query(sql).bind(migration).bind(table.map(TableName::quoted));
+    let rows = query.fetch_all(connection).await.map_err(target("dflux.schema_step"))?;
     let build = |row: &sqlx::postgres::PgRow| -> Result<Build, sqlx::Error> {
         let (schema, table, name): (String, String, String) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         Ok(Build {
@@ -111,4 +150,20 @@ async fn unique(connection: &mut PgConnection, table: &TableName, key: &[String]
         .fetch_one(connection)
         .await
         .map_err(target(format!("the indexes of {table}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::binds;
+
+    #[test]
+    fn a_partitions_index_is_attached_after_what_it_joins_is_built() {
+        assert!(binds("ALTER INDEX public.root_pkey ATTACH PARTITION public.leaf_pkey;"));
+        for built in [
+            "ALTER TABLE ONLY public.leaf\n    ADD CONSTRAINT leaf_pkey PRIMARY KEY (id);",
+            "CREATE UNIQUE INDEX a ON public.t USING btree (a);\n\nALTER TABLE ONLY public.t REPLICA IDENTITY USING INDEX a;",
+        ] {
+            assert!(!binds(built), "{built}");
+        }
+    }
 }

@@ -15,13 +15,15 @@ use sqlx::postgres::PgConnection;
 use crate::catalog::Relations;
 use crate::error::{Remedy, target};
 use crate::execute::{Applier, Batch, Scope};
+use crate::index::Building;
 use crate::lead::{Leader, stand_by};
 use crate::load::{Loading, backfill};
-use crate::pipeline::{Ended, Pipeline, Rule};
+use crate::pipeline::{Ended, Pipeline};
 use crate::resync::{self, Resyncing};
+use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
 use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
-use crate::{Error, index, observe, reread};
+use crate::{Error, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
 ///
@@ -134,7 +136,13 @@ impl Life {
         };
         self.same_source(&row, &birth)?;
         let exact_from = match row.exact_from {
-            Some(exact_from) => exact_from,
+            Some(exact_from) => {
+                // An error of the last run is over, or will be met again; until then the lane is on its way.
+                if row.phase != "exact" {
+                    set_phase(&mut connection, lane, leader.epoch, "tolerant", None).await?;
+                }
+                exact_from
+            }
             None => {
                 set_phase(&mut connection, lane, leader.epoch, "loading", None).await?;
                 health.well("loading");
@@ -208,7 +216,8 @@ impl Life {
         set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
         health.well("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
-        index::build(&self.sessions, &self.config.migration.name, &ledger, workers).await?;
+        let building = Building { sessions: &self.sessions, migration: &self.config.migration.name, workers };
+        building.all(&ledger).await?;
         let exact_from = completed.exact_from;
         set_phase(connection, &self.sessions.lane, leader.epoch, "tolerant", Some(exact_from)).await?;
         Ok(Some(exact_from))
@@ -240,6 +249,7 @@ impl Life {
         let mut resync = Ending(tokio::spawn(resync::run(
             Resyncing {
                 loading: self.loading(leader),
+                migration: self.config.migration.name.clone(),
                 registry_url: self.config.registry.url.clone(),
                 batch: self.config.consumer.clone(),
             },
@@ -325,20 +335,9 @@ async fn hints(
     rows.iter().map(hint).collect::<Result<_, _>>().map_err(target("dflux.offset_hint"))
 }
 
-/// Tables whose copy is exact at one point skip what lies below it; a table that is being read again is left alone.
+/// What follows from the tables' copies; a table that is being read again is left alone.
 async fn rules(connection: &mut PgConnection, lane: &str) -> Result<HashMap<TableName, Rule>, Error> {
-    let sql = "SELECT c.schema_name, c.table_name, max(c.snapshot_lsn)::text FROM dflux.chunk c WHERE c.lane = $1 \
-               AND c.generation = (SELECT max(g.generation) FROM dflux.chunk g WHERE (g.lane, g.schema_name, g.table_name) = \
-               (c.lane, c.schema_name, c.table_name)) \
-               GROUP BY c.schema_name, c.table_name HAVING bool_and(c.exact_snapshot) AND min(c.snapshot_lsn) = max(c.snapshot_lsn)";
-    let rows = sqlx::query(sql).bind(lane).fetch_all(&mut *connection).await.map_err(target("dflux.chunk"))?;
-    let rule = |row: &sqlx::postgres::PgRow| -> Result<(TableName, Rule), sqlx::Error> {
-        let skip_below = row.try_get::<String, _>(2)?.parse().unwrap_or_default();
-        let table = TableName::new(row.try_get::<String, _>(0)?, row.try_get::<String, _>(1)?);
-        Ok((table, Rule { skip_below, ..Rule::default() }))
-    };
-    let mut rules: HashMap<TableName, Rule> =
-        rows.iter().map(rule).collect::<Result<_, _>>().map_err(target("dflux.chunk"))?;
+    let mut rules = rule::of_copies(connection, lane).await?;
     for state in resync::states(connection, lane).await? {
         if state.state != "live" {
             rules.insert(state.table, Rule { suspended: true, ..Rule::default() });

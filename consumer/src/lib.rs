@@ -27,6 +27,7 @@ pub mod plan;
 pub mod relation;
 pub mod reread;
 pub mod resync;
+pub mod rule;
 pub mod schema;
 pub mod subscribe;
 pub mod target;

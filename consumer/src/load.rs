@@ -63,8 +63,25 @@ enum Told {
 #[derive(Default)]
 pub struct Shared {
     pub loaded: HashSet<ChunkId>,
+    /// Attempts that a worker is loading at this moment.
+    open: HashSet<(ChunkId, u32)>,
     /// Tables that were found empty before their first chunk, with their columns.
     tables: HashMap<TableName, HashSet<String>>,
+}
+
+impl Shared {
+    /// Whether the caller is to load this attempt: it is not there, and nobody else has it open.
+    fn claim(&mut self, id: &ChunkId, attempt: u32) -> bool {
+        !self.loaded.contains(id) && self.open.insert((id.clone(), attempt))
+    }
+
+    /// The claimed attempt has ended.
+    fn release(&mut self, id: &ChunkId, attempt: u32, loaded: bool) {
+        self.open.remove(&(id.clone(), attempt));
+        if loaded {
+            self.loaded.insert(id.clone());
+        }
+    }
 }
 
 /// Loads until the backfill is complete and everything of it is in the target. `None` if the process is to stop.
@@ -97,7 +114,14 @@ pub async fn backfill(loading: &Loading) -> Result<Option<(BackfillCompleted, Le
         if ledger.completed.is_some() {
             if moved_at.elapsed() > QUIET {
                 // Blocks of two producers lay between each other, and a chunk was taken for abandoned: the ledger knows where it is.
-                let missing = ledger.missing_of_backfill(&shared.lock().await.loaded).unwrap_or_default();
+                // One that a worker has open is on its way, however long the target takes.
+                let missing = {
+                    let held = shared.lock().await;
+                    let mut missing = ledger.missing_of_backfill(&held.loaded).unwrap_or_default();
+                    let waits = |chunk: &Chunk| !held.open.contains(&(chunk.id.clone(), chunk.attempt));
+                    missing.retain(|id| ledger.chunks.get(id).is_some_and(waits));
+                    missing
+                };
                 for chunk in missing.iter().filter_map(|id| ledger.chunks.get(id)) {
                     range(loading, &shared, chunk).await?;
                 }
@@ -141,10 +165,10 @@ pub async fn shared_for(
     let columns = catalog::table(connection, table).await?.columns;
     let columns = columns.into_iter().map(|column| column.name).collect();
     let loaded = loaded(connection, lane).await?;
-    Ok(Arc::new(Mutex::new(Shared { loaded, tables: HashMap::from([(table.clone(), columns)]) })))
+    Ok(Arc::new(Mutex::new(Shared { loaded, tables: HashMap::from([(table.clone(), columns)]), ..Shared::default() })))
 }
 
-/// Loads one chunk from where the ledger says that it lies.
+/// Loads one chunk from where the ledger says that it lies, unless a worker has come to it meanwhile.
 ///
 /// # Errors
 /// `Chunk` if it is not there.
@@ -174,9 +198,11 @@ pub async fn range(loading: &Loading, shared: &Arc<Mutex<Shared>>, chunk: &Chunk
             return Err(error);
         }
     }
-    if shared.lock().await.loaded.contains(&chunk.id) {
+    let held = shared.lock().await;
+    if held.loaded.contains(&chunk.id) || held.open.contains(&(chunk.id.clone(), chunk.attempt)) {
         return Ok(());
     }
+    drop(held);
     let name = format!("{} of {} (generation {})", chunk.id.chunk, chunk.id.table, chunk.id.generation);
     let what = format!("it is not at offsets {} to {}", chunk.first_offset, chunk.last_offset);
     Err(Error::Chunk { chunk: name, what })
@@ -332,7 +358,8 @@ struct Worker {
 
 /// How a chunk ended.
 enum Outcome {
-    Committed,
+    /// It is in the target, by this attempt or by another one that was faster.
+    Loaded,
     /// Another chunk's first block came.
     Abandoned(Raw),
     /// No more blocks come: the process stops or the loading is given up.
@@ -357,14 +384,18 @@ impl Worker {
                 },
             };
             let block = self.decode(&raw)?;
-            let known = self.shared.lock().await.loaded.contains(&block.id);
-            // Remains of an attempt that was left behind, or another attempt of a chunk that is there.
-            if known || block.sequence != 0 {
+            // Remains of an attempt that was left behind; a chunk that is there, or that another worker is loading.
+            if block.sequence != 0 || !self.shared.lock().await.claim(&block.id, block.attempt) {
                 continue;
             }
             self.check_table(&block).await?;
-            match self.chunk(&raw).await? {
-                Outcome::Committed => {}
+            let outcome = self.chunk(&raw).await?;
+            let loaded = matches!(outcome, Outcome::Loaded);
+            self.shared.lock().await.release(&block.id, block.attempt, loaded);
+            match outcome {
+                Outcome::Loaded => {
+                    let _ = self.tell.send(Told::Loaded).await;
+                }
                 Outcome::Abandoned(raw) => next = Some(raw),
                 Outcome::Cut => return Ok(()),
             }
@@ -383,10 +414,10 @@ impl Worker {
         let mut connection = self.connection().await?;
         let mut shared = self.shared.lock().await;
         if !shared.tables.contains_key(table) {
-            let columns = catalog::table(&mut connection, table).await?.columns;
+            let found = catalog::table(&mut connection, table).await?;
             let begun = shared.loaded.iter().any(|id| id.table == *table);
             if !begun {
-                let sql = format!("SELECT EXISTS (SELECT FROM {})", table.quoted());
+                let sql = format!("SELECT EXISTS (SELECT FROM {})", found.rows_of(table));
                 let filled: bool = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
                     .fetch_one(&mut connection)
                     .await
@@ -397,7 +428,7 @@ impl Worker {
                     return Err(Error::TableUnfit { table: table.to_string(), what });
                 }
             }
-            shared.tables.insert(table.clone(), columns.into_iter().map(|column| column.name).collect());
+            shared.tables.insert(table.clone(), found.columns.into_iter().map(|column| column.name).collect());
         }
         let columns = &shared.tables[table];
         if let Some(missing) = block.columns.iter().find(|name| !columns.contains(**name)) {
@@ -475,19 +506,22 @@ impl Worker {
             });
         }
         let committed = Committed { id: &id, attempt, snapshot_lsn, exact, rows, next_offset: offset + 1 };
-        self.commit(&mut connection, &committed).await?;
+        if self.commit(&mut connection, &committed).await? {
+            observe::chunk_loaded(&chunk, rows, bytes);
+        } else {
+            observe::chunk_abandoned(&chunk, attempt);
+        }
         self.connection = Some(connection);
-        observe::chunk_loaded(&chunk, rows, bytes);
-        self.shared.lock().await.loaded.insert(id);
-        let _ = self.tell.send(Told::Loaded).await;
-        Ok(Outcome::Committed)
+        Ok(Outcome::Loaded)
     }
 
-    async fn commit(&self, connection: &mut PgConnection, chunk: &Committed<'_>) -> Result<(), Error> {
+    /// False if another attempt of the chunk was committed meanwhile: then nothing of this one stays.
+    async fn commit(&self, connection: &mut PgConnection, chunk: &Committed<'_>) -> Result<bool, Error> {
         let lane = &self.loading.sessions.lane;
         let sql = "INSERT INTO dflux.chunk (lane, schema_name, table_name, generation, chunk, attempt, snapshot_lsn, \
-                   exact_snapshot, row_count, loaded_at) VALUES ($1, $2, $3, $4, $5, $6, $7::pg_lsn, $8, $9, now())";
-        sqlx::query(sql)
+                   exact_snapshot, row_count, loaded_at) VALUES ($1, $2, $3, $4, $5, $6, $7::pg_lsn, $8, $9, now()) \
+                   ON CONFLICT (lane, schema_name, table_name, generation, chunk) DO NOTHING";
+        let noted = sqlx::query(sql)
             .bind(lane)
             .bind(&chunk.id.table.schema)
             .bind(&chunk.id.table.name)
@@ -500,6 +534,10 @@ impl Worker {
             .execute(&mut *connection)
             .await
             .map_err(target("dflux.chunk"))?;
+        if noted.rows_affected() == 0 {
+            run(connection, "ROLLBACK").await.map_err(target("rolling back"))?;
+            return Ok(false);
+        }
         let sql = "INSERT INTO dflux.offset_hint (lane, topic, kafka_partition, next_offset) VALUES ($1, $2, $3, $4) \
                    ON CONFLICT (lane, topic, kafka_partition) DO UPDATE SET next_offset = excluded.next_offset";
         sqlx::query(sql)
@@ -515,7 +553,8 @@ impl Worker {
         if query.fetch_optional(&mut *connection).await.map_err(target("dflux.lane"))?.is_none() {
             return Err(Error::Fenced { lane: lane.clone(), epoch: self.loading.epoch });
         }
-        run(connection, "COMMIT").await.map_err(target("the commit"))
+        run(connection, "COMMIT").await.map_err(target("the commit"))?;
+        Ok(true)
     }
 }
 

@@ -18,6 +18,7 @@ pub const DIVERGED: &str = "dflux_consumer_diverged_total";
 pub const EPOCH: &str = "dflux_consumer_epoch";
 pub const LEADING: &str = "dflux_consumer_leading";
 pub const APPLIED_LSN: &str = "dflux_consumer_applied_lsn_bytes";
+pub const UNFILLED_COLUMNS: &str = "dflux_consumer_unfilled_columns";
 
 const PHASES: [&str; 5] = ["loading", "indexing", "tolerant", "exact", "stopped"];
 
@@ -45,9 +46,14 @@ pub fn describe() {
     describe_gauge!(EPOCH, "Epoch of this instance's leadership");
     describe_gauge!(LEADING, "1 if this instance leads the lane, 0 if it stands by");
     describe_gauge!(APPLIED_LSN, "Commit LSN up to which the target has everything, as a byte position");
+    describe_gauge!(
+        UNFILLED_COLUMNS,
+        "Columns of the target that the events of their table do not have and no default fills"
+    );
     counter!(DIVERGED).absolute(0);
     counter!(CHANGES_APPLIED).absolute(0);
     gauge!(LEADING).set(0.0);
+    gauge!(UNFILLED_COLUMNS).set(0.0);
 }
 
 pub fn phase(name: &str) {
@@ -153,6 +159,19 @@ pub fn reread(table: &str, keys: usize) {
 
 pub fn resync(table: &str, generation: u32, state: &str) {
     tracing::info!(table, generation, state, "resync");
+}
+
+/// `all`: over all tables.
+pub fn unfilled(table: &str, columns: &[&str], all: usize) {
+    gauge!(UNFILLED_COLUMNS).set(all as f64);
+    if !columns.is_empty() {
+        let columns = columns.join(", ");
+        tracing::warn!(
+            table,
+            columns,
+            "the target has columns that the events lack: if the source dropped them, drop them in the target too"
+        );
+    }
 }
 
 pub fn replica_role_not_granted() {

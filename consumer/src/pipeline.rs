@@ -17,22 +17,12 @@ use crate::execute::{Applier, Batch, Tail, prepare};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
 use crate::resync::{self, Request};
+use crate::rule::Rule;
 use crate::target::now_micros;
 use crate::{Error, observe};
 
 /// When the loop last moved, by this machine's clock; what signs of life rest on.
 pub type Pulse = Arc<AtomicI64>;
-
-/// What holds for one table besides the lane's rules.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rule {
-    /// Events of transactions below this commit LSN are in the copy already.
-    pub skip_below: Lsn,
-    /// The table is being read again: its events are left to that.
-    pub suspended: bool,
-    /// Tolerant below this commit LSN, whatever the lane is.
-    pub tolerant_below: Lsn,
-}
 
 /// Why the loop ended without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,14 +200,15 @@ impl Pipeline<'_> {
                 *rule = Rule { suspended: true, ..Rule::default() };
                 let _ = done.send(());
             }
-            Request::Rejoin { table, at, rejoined } => {
+            Request::Rejoin { table, rule, at, rejoined } => {
                 if at.send(self.applied).is_err() {
                     return Ok(());
                 }
                 // The last stretch, between the position that the table has reached and the lane's: short by then.
                 match tokio::time::timeout(resync::REJOIN_WITHIN, rejoined).await {
                     Ok(Ok(())) => {
-                        self.rules.insert(table, Rule::default());
+                        // The lane may still be below the copy's snapshot: what is in the copy is not applied again.
+                        self.rules.insert(table, rule);
                     }
                     _ => return Err(Error::Thread { what: "replays a table" }),
                 }

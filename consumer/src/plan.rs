@@ -79,7 +79,7 @@ impl TableChanges {
 pub enum Step {
     Set(Vec<TableChanges>),
     Truncate(Vec<Arc<Relation>>),
-    KeyChange { relation: Arc<Relation>, mode: Mode, delete: RawEvent, create: RawEvent },
+    KeyChange { relation: Arc<Relation>, mode: Mode, delete: Box<RawEvent>, create: Box<RawEvent> },
 }
 
 /// An event with what is known of its table.
@@ -119,8 +119,8 @@ impl Planner {
                 self.steps.push(Step::KeyChange {
                     relation: change.relation,
                     mode: change.mode,
-                    delete: delete.event,
-                    create: change.event,
+                    delete: Box::new(delete.event),
+                    create: Box::new(change.event),
                 });
                 return;
             }

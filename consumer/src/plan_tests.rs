@@ -41,8 +41,12 @@ fn relation(key: bool) -> Arc<Relation> {
         type_oid,
         equals_schema: "pg_catalog".into(),
         generated: false,
+        identity_always: false,
+        filled: false,
     });
-    Arc::new(Relation::new(0, 0, decoder, &TargetTable { columns: columns.to_vec() }).unwrap())
+    Arc::new(
+        Relation::new(0, 0, decoder, &TargetTable { columns: columns.to_vec(), ..TargetTable::default() }).unwrap(),
+    )
 }
 
 /// A row of the model: `big` may be absent in an event's image.

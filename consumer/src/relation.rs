@@ -17,12 +17,31 @@ pub struct TargetColumn {
     pub equals_schema: String,
     /// Computed by the target: never written.
     pub generated: bool,
+    /// GENERATED ALWAYS AS IDENTITY: an insert may write it, an update may not.
+    pub identity_always: bool,
+    /// Has a default or an identity: a row that does not name it gets a value.
+    pub filled: bool,
 }
 
 /// A table of the target, as its catalog has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetTable {
     pub columns: Vec<TargetColumn>,
+    pub partitioned: bool,
+    /// The session's role is `replica`: no trigger and no foreign key fires.
+    pub replica_role: bool,
+}
+
+impl TargetTable {
+    pub fn rows_of(&self, name: &TableName) -> String {
+        rows_of(name, self.partitioned)
+    }
+}
+
+/// A table where its rows are read, changed or removed: without those of tables that inherit from it, which are tables of
+/// their own. A partitioned table has no others than its partitions'. INSERT and COPY take the bare name.
+pub fn rows_of(name: &TableName, partitioned: bool) -> String {
+    if partitioned { name.quoted() } else { format!("ONLY {}", name.quoted()) }
 }
 
 /// One schema of one table's events, matched with the target.
@@ -37,6 +56,11 @@ pub struct Relation {
     pub columns: Vec<TargetColumn>,
     /// Indexes of the key's columns, in key order; empty for a keyless table.
     pub key: Vec<usize>,
+    /// See [`rows_of`].
+    pub rows: String,
+    /// Writable columns of the target that the events do not have.
+    pub others: Vec<TargetColumn>,
+    pub replica_role: bool,
 }
 
 impl Relation {
@@ -56,7 +80,13 @@ impl Relation {
             }
             columns.push(found.clone());
         }
-        Ok(Relation { id, table, key: shape.key_columns(), columns, decoder })
+        let other = |column: &&TargetColumn| {
+            !column.generated && !shape.columns.iter().any(|candidate| candidate.name == column.name)
+        };
+        let others = target.columns.iter().filter(other).cloned().collect();
+        let rows = target.rows_of(&shape.table);
+        let replica_role = target.replica_role;
+        Ok(Relation { id, table, key: shape.key_columns(), columns, decoder, rows, others, replica_role })
     }
 
     pub fn shape(&self) -> &Arc<TableShape> {
@@ -69,6 +99,11 @@ impl Relation {
 
     pub fn keyless(&self) -> bool {
         self.key.is_empty()
+    }
+
+    /// Columns of the target that stay empty in every new row: the source may have dropped them.
+    pub fn unfilled(&self) -> impl Iterator<Item = &str> {
+        self.others.iter().filter(|column| !column.filled).map(|column| column.name.as_str())
     }
 
     /// Columns that can be written.

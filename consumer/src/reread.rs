@@ -13,6 +13,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::target;
+use crate::relation::rows_of;
 use crate::target::{Marking, run};
 use crate::{Error, catalog, observe};
 
@@ -96,10 +97,14 @@ async fn one_page(
     keys: &[Vec<String>],
 ) -> Result<(), Error> {
     let quoted = table.quoted();
+    let kind = "SELECT relkind = 'p' FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1)";
+    let kind = client.query_opt(kind, &[&quoted]).await.map_err(source(format!("the kind of {table}")))?;
+    let rows_there = rows_of(table, kind.is_some_and(|row| row.get(0)));
     let key = client.query(KEY, &[&quoted]).await.map_err(source(format!("the key of {table}")))?;
     let key: Vec<(String, String)> = key.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let columns = catalog::table(connection, table).await?.columns;
-    let columns: Vec<_> = columns.into_iter().filter(|column| !column.generated).collect();
+    let found = catalog::table(connection, table).await?;
+    let rows_here = found.rows_of(table);
+    let columns: Vec<_> = found.columns.into_iter().filter(|column| !column.generated).collect();
     let matches: Vec<String> = key
         .iter()
         .enumerate()
@@ -113,9 +118,10 @@ async fn one_page(
     };
     let list: Vec<String> =
         columns.iter().map(|column| format!("t.{}::pg_catalog.text", quote_identifier(&column.name))).collect();
-    let sql = format!("SELECT {} FROM {quoted} t, {} WHERE {}", list.join(", "), from(&wanted), matches.join(" AND "));
+    let sql =
+        format!("SELECT {} FROM {rows_there} t, {} WHERE {}", list.join(", "), from(&wanted), matches.join(" AND "));
     let rows = client.query(&sql, &[]).await.map_err(source(format!("rows of {table}")))?;
-    let delete = format!("DELETE FROM {quoted} t USING {} WHERE {}", from(&wanted), matches.join(" AND "));
+    let delete = format!("DELETE FROM {rows_here} t USING {} WHERE {}", from(&wanted), matches.join(" AND "));
     run(connection, &delete).await.map_err(target(format!("rows of {table}")))?;
     if rows.is_empty() {
         return Ok(());

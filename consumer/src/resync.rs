@@ -26,10 +26,12 @@ use crate::catalog::Relations;
 use crate::error::{contract, target};
 use crate::event::RawEvent;
 use crate::execute::{Applier, Batch, Scope, prepare};
+use crate::index::Building;
 use crate::ledger::Ledger;
 use crate::load::{Loading, range, shared_for};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
+use crate::rule::{self, Rule};
 use crate::subscribe::{Queue, Reader, Stop, poll};
 use crate::target::{Marking, Purpose, lane_row};
 use crate::{Error, observe};
@@ -45,8 +47,8 @@ const POLL: Duration = Duration::from_millis(100);
 pub enum Request {
     /// Empty the table and pass its events over from now on.
     Suspend { table: TableName, generation: u32, done: oneshot::Sender<()> },
-    /// Say where the lane is, wait, and take the table back.
-    Rejoin { table: TableName, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
+    /// Say where the lane is, wait, and take the table back under its copy's rule.
+    Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
 }
 
 /// A row of `dflux.table_state`.
@@ -77,6 +79,7 @@ pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<Sta
 
 pub struct Resyncing {
     pub loading: Loading,
+    pub migration: String,
     pub registry_url: String,
     pub batch: config::Consumer,
 }
@@ -163,13 +166,18 @@ async fn one(
         }
     };
     if state.state == "resyncing" {
-        let from = load(resyncing, &mut connection, ledger, records, &state).await?;
+        load(resyncing, &mut connection, ledger, records, &state).await?;
+        // A table that joins a running lane has no key yet; the replay finds its rows by it.
+        let workers = usize::from(resyncing.batch.load_workers);
+        let building = Building { sessions: &loading.sessions, migration: &resyncing.migration, workers };
+        building.one(&table, ledger.plans.get(&(table.clone(), state.generation))).await?;
+        let from = of_copy(&mut connection, lane, &table).await?.skip_below;
         set_state(&mut connection, lane, &table, "rejoining", Some(from)).await?;
         observe::resync(&table.to_string(), generation, "rejoining");
         state = State { state: "rejoining".into(), replay_from: Some(from), ..state };
     }
-    let tolerant_below = tolerant_below(&mut connection, lane, &state).await?;
-    let mut replay = Replay::new(resyncing, connection, &state, tolerant_below).await?;
+    let rule = of_copy(&mut connection, lane, &table).await?;
+    let mut replay = Replay::new(resyncing, connection, &state, rule.tolerant_below).await?;
     loop {
         let began = Instant::now();
         let at = lane_row(&mut replay.applier.connection, lane).await?;
@@ -181,7 +189,7 @@ async fn one(
     }
     let (at, reached) = oneshot::channel();
     let (resume, rejoined) = oneshot::channel();
-    let request = Request::Rejoin { table: table.clone(), at, rejoined };
+    let request = Request::Rejoin { table: table.clone(), rule, at, rejoined };
     requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
     let reached = reached.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
     replay.up_to(reached).await?;
@@ -191,14 +199,18 @@ async fn one(
     Ok(())
 }
 
-/// Loads the generation's chunks as the ledger tells where they lie; the point from which the topic is replayed.
+async fn of_copy(connection: &mut PgConnection, lane: &str, table: &TableName) -> Result<Rule, Error> {
+    Ok(rule::of_copies(connection, lane).await?.remove(table).unwrap_or_default())
+}
+
+/// Loads the generation's chunks as the ledger tells where they lie.
 async fn load(
     resyncing: &Resyncing,
     connection: &mut PgConnection,
     ledger: &mut Ledger,
     records: &mut mpsc::Receiver<Result<LedgerRecord, Error>>,
     state: &State,
-) -> Result<Lsn, Error> {
+) -> Result<(), Error> {
     let lane = &resyncing.loading.sessions.lane;
     let shared = shared_for(connection, lane, &state.table).await?;
     loop {
@@ -211,37 +223,13 @@ async fn load(
         }
         let missing = ledger.missing(&state.table, state.generation, &shared.lock().await.loaded);
         if missing.is_some_and(|missing| missing.is_empty()) {
-            break;
+            return Ok(());
         }
         match records.recv().await {
             Some(record) => ledger.accept(record?),
             None => return Err(Error::Thread { what: "watches the ledger" }),
         }
     }
-    chunk_point(connection, lane, state, "min(snapshot_lsn)::text").await
-}
-
-/// Chunks under another snapshot than a slot's may be ahead of the events below their point.
-async fn tolerant_below(connection: &mut PgConnection, lane: &str, state: &State) -> Result<Lsn, Error> {
-    let point = "CASE WHEN bool_and(exact_snapshot) AND min(snapshot_lsn) = max(snapshot_lsn) THEN '0/0' \
-                 ELSE max(snapshot_lsn)::text END";
-    chunk_point(connection, lane, state, point).await
-}
-
-/// A point over the loaded chunks of a table's generation; zero if there are none.
-async fn chunk_point(connection: &mut PgConnection, lane: &str, state: &State, point: &str) -> Result<Lsn, Error> {
-    let sql = format!(
-        "SELECT {point} FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3 AND generation = $4"
-    );
-    let point: Option<String> = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
-        .bind(lane)
-        .bind(&state.table.schema)
-        .bind(&state.table.name)
-        .bind(state.generation as i32)
-        .fetch_one(connection)
-        .await
-        .map_err(target("dflux.chunk"))?;
-    Ok(point.and_then(|text| text.parse().ok()).unwrap_or_default())
 }
 
 async fn set_state(

@@ -1,11 +1,15 @@
 //! `dflux` on real servers: what assess finds, what prepare makes, what cleanup leaves.
 
 use std::path::Path;
+use std::time::Duration;
 
 use tests::postgres::{Options, PASSWORD, Proof, Server};
 use tests::services::{Said, run};
 use tests::sql::Session;
 use tests::stack::{self, Addresses, Migration};
+use tests::wait;
+
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn dflux<const N: usize>(migration: &Migration, arguments: [&str; N]) -> Said {
     run("dflux", &migration.config(), arguments).unwrap()
@@ -231,6 +235,67 @@ fn prepare_builds_what_was_left_once_the_lane_is_level_and_never_before() {
         UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
         UNION ALL SELECT pg_get_viewdef(oid) FROM pg_class WHERE relname = 'order_totals') AS x(d)";
     assert_eq!(source.value(definitions).unwrap(), target.value(definitions).unwrap());
+}
+
+/// Rows and indexes with what each is attached to, as PostgreSQL tells them; the same on both sides, in time.
+fn arrives(migration: &Migration, tables: &[&str]) {
+    let rows = tables.iter().map(|table| {
+        format!("SELECT '{table} ' || count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {table} t")
+    });
+    let sql = format!(
+        "SELECT string_agg(x, E'\\n' ORDER BY x) FROM ({} UNION ALL SELECT pg_get_indexdef(i.indexrelid) || ' ' ||
+           i.indisprimary || i.indisvalid || ' ' || coalesce((SELECT inhparent::regclass::text FROM pg_inherits
+           WHERE inhrelid = i.indexrelid), '-') FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+           WHERE c.relnamespace = 'public'::regnamespace) AS all_of_it(x)",
+        rows.collect::<Vec<_>>().join(" UNION ALL ")
+    );
+    let (source, target) = (migration.source().unwrap(), migration.target().unwrap());
+    let wanted = source.value(&sql).unwrap();
+    wait::until("the target is as the source", LIMIT, || {
+        let error = target.value("SELECT coalesce(string_agg(phase || coalesce(error, ''), ''), '') FROM dflux.lane");
+        match target.value(&sql) {
+            Ok(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?} and not {wanted}; the lane: {error:?}")),
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_partitioned_table_and_one_that_is_created_later_arrive_with_their_keys() {
+    let migration = Migration::shared("partitioned").unwrap();
+    let source = migration.source().unwrap();
+    source
+        .run(
+            "CREATE TABLE root (id int, day date, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+             CREATE TABLE leaf_a PARTITION OF root FOR VALUES FROM ('2026-01-01') TO ('2026-07-01');
+             CREATE TABLE leaf_b PARTITION OF root FOR VALUES FROM ('2026-07-01') TO ('2027-01-01');
+             INSERT INTO root SELECT n, date '2026-01-01' + n % 360, 'v' FROM generate_series(1, 100000) n",
+        )
+        .unwrap();
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let _producer = migration.service("producer").start().unwrap();
+    let _consumer = migration.service("consumer").start().unwrap();
+    let target = migration.target().unwrap();
+    wait::until("the lane is exact", LIMIT, || {
+        let phase = target.value("SELECT phase || coalesce(' ' || error, '') FROM dflux.lane");
+        if phase.as_ref().is_ok_and(|phase| phase == "exact") { Ok(()) } else { Err(format!("{phase:?}")) }
+    })
+    .unwrap();
+    source.run("UPDATE root SET v = 'w' WHERE id % 7 = 0; DELETE FROM root WHERE id % 11 = 0").unwrap();
+    arrives(&migration, &["root", "leaf_a", "leaf_b"]);
+
+    source
+        .run(
+            "CREATE TABLE later (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE later_leaf PARTITION OF later FOR VALUES FROM (0) TO (10000);
+             INSERT INTO later SELECT n, 'v' FROM generate_series(1, 1000) n",
+        )
+        .unwrap();
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    dflux(&migration, ["resync", "later", "--wait"]).expect_code(0).unwrap();
+    source.run("UPDATE later SET v = 'w' WHERE id % 7 = 0; DELETE FROM later WHERE id % 11 = 0").unwrap();
+    arrives(&migration, &["root", "later", "later_leaf"]);
 }
 
 #[test]
