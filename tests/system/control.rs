@@ -210,7 +210,7 @@ fn prepare_builds_what_was_left_once_the_lane_is_level_and_never_before() {
     target.run(&format!("INSERT INTO dflux.lane (lane, phase) VALUES ('{lane}', 'tolerant')")).unwrap();
     let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
     assert!(said.stdout.contains("catching_up"), "{said:?}");
-    let waiting = "SELECT count(*) FROM dflux.schema_step WHERE kind = 'post' AND done_at IS NULL";
+    let waiting = "SELECT count(*) FROM dflux.schema_step WHERE kind <> 'key' AND done_at IS NULL";
     assert!(target.number(waiting).unwrap() > 0);
 
     level(&target, &migration.name);
@@ -231,6 +231,72 @@ fn prepare_builds_what_was_left_once_the_lane_is_level_and_never_before() {
         UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
         UNION ALL SELECT pg_get_viewdef(oid) FROM pg_class WHERE relname = 'order_totals') AS x(d)";
     assert_eq!(source.value(definitions).unwrap(), target.value(definitions).unwrap());
+}
+
+#[test]
+fn without_the_right_to_silence_them_triggers_rules_and_foreign_keys_wait_for_the_cutover() {
+    let migration = Migration::shared("unsilenced").unwrap();
+    let servers = stack::shared().unwrap();
+    let (source, target, name) = (migration.source().unwrap(), migration.target().unwrap(), &migration.name);
+    source
+        .run(
+            "CREATE TABLE noted (id int PRIMARY KEY, counted int NOT NULL DEFAULT 0);
+             CREATE TABLE notes (id serial PRIMARY KEY, noted int REFERENCES noted ON DELETE CASCADE);
+             CREATE TABLE ruled (id int PRIMARY KEY);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+               'begin insert into notes (noted) values (new.id); return null; end';
+             CREATE TRIGGER note AFTER INSERT ON noted FOR EACH ROW EXECUTE FUNCTION note();
+             COMMENT ON TRIGGER note ON noted IS 'waits too';
+             CREATE RULE ruled AS ON INSERT TO ruled DO ALSO UPDATE noted SET counted = counted + 1;
+             CREATE INDEX notes_noted ON notes (noted);
+             INSERT INTO noted SELECT i FROM generate_series(1, 10) AS i",
+        )
+        .unwrap();
+    servers.target.login(name, Proof::Scram, "").unwrap();
+    target.run(&format!("GRANT CREATE ON DATABASE {name} TO {name}; GRANT ALL ON SCHEMA public TO {name}")).unwrap();
+    migration.configure(&[("target", "url", servers.target.url_as(name, name).into())]).unwrap();
+    let (_, found, _) = assess(&migration);
+    assert_holds(&found, &["warning target_replication_role"]);
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    let consumer = migration.service("consumer").start().unwrap();
+    let limit = std::time::Duration::from_secs(120);
+    let applied = |sql: &str| {
+        source.run(sql).unwrap();
+        let all = "SELECT string_agg(t::text, ' ' ORDER BY t) FROM
+            (SELECT 'noted ' || x::text FROM noted x UNION ALL SELECT 'notes ' || x::text FROM notes x) AS s(t)";
+        let wanted = source.value(all).unwrap();
+        let there = || target.value(all).map_err(|failure| failure.to_string());
+        tests::wait::until("the target is the source", limit, || match there()? {
+            held if held == wanted => Ok(()),
+            held => Err(format!("{held} instead of {wanted}")),
+        })
+        .unwrap();
+    };
+    tests::wait::until_true("the lane is exact", limit, || {
+        target.value("SELECT phase FROM dflux.lane").is_ok_and(|phase| phase == "exact")
+    })
+    .unwrap();
+    let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let grant = format!("GRANT SET ON PARAMETER session_replication_role TO {name}");
+    assert!(said.stdout.contains("public.noted note\n") && said.stdout.contains(&grant), "{said:?}");
+    let fires =
+        "SELECT (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal) || ' ' || (SELECT count(*) FROM pg_constraint
+        WHERE contype = 'f') || ' ' || (SELECT count(*) FROM pg_rules WHERE schemaname = 'public')";
+    assert_eq!(target.value(fires).unwrap(), "0 0 0");
+    assert_eq!(target.number("SELECT count(*) FROM pg_indexes WHERE indexname = 'notes_noted'").unwrap(), 1);
+    let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
+    assert!(said.stdout.contains("wait for the cutover") && said.stdout.contains(&grant), "{said:?}");
+    applied("INSERT INTO noted SELECT i FROM generate_series(11, 20) AS i; INSERT INTO ruled VALUES (1)");
+
+    // With the right they are built, and the lane that runs does not fire them.
+    target.run(&format!("GRANT SET ON PARAMETER session_replication_role TO {name}")).unwrap();
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    assert_eq!(target.value(fires).unwrap(), "1 1 1");
+    applied(
+        "INSERT INTO noted SELECT i FROM generate_series(21, 30) AS i; INSERT INTO ruled VALUES (2); DELETE FROM noted WHERE id = 12",
+    );
+    assert!(producer.process().ended().is_none() && consumer.process().ended().is_none());
 }
 
 #[test]

@@ -49,6 +49,10 @@ pub struct LaneStatus {
     pub diverged: i64,
     /// Steps that `dflux prepare` will do after the catch-up.
     pub pending_steps: i64,
+    /// Triggers, rules and foreign keys that must not fire on what the lane applies.
+    pub cutover_steps: i64,
+    /// Why those wait for the cutover, as what would let `dflux prepare` build them; none where it may.
+    pub cutover_steps_hint: Option<String>,
     pub instance: Option<String>,
     pub heartbeat_age_seconds: Option<f64>,
     pub error: Option<String>,
@@ -208,6 +212,8 @@ fn lane_status(
         incomplete: lane.incomplete,
         diverged: lane.diverged,
         pending_steps: lane.pending_steps,
+        cutover_steps: lane.cutover_steps,
+        cutover_steps_hint: lane.cutover_steps_hint,
         instance: lane.instance,
         heartbeat_age_seconds: lane.heartbeat_age_seconds.map(|age| (age * 10.0).round() / 10.0),
         error: lane.error,
@@ -284,8 +290,16 @@ pub(crate) fn text(status: &Status) -> String {
                 lane.diverged
             );
         }
-        if lane.pending_steps > 0 {
-            let _ = writeln!(out, "  {} step(s) wait for dflux prepare", lane.pending_steps);
+        let (waiting, held) = match lane.cutover_steps_hint {
+            Some(_) => (lane.pending_steps, lane.cutover_steps),
+            None => (lane.pending_steps + lane.cutover_steps, 0),
+        };
+        if waiting > 0 {
+            let _ = writeln!(out, "  {waiting} step(s) wait for dflux prepare");
+        }
+        if held > 0 {
+            let _ = writeln!(out, "  {held} trigger(s), rule(s) and foreign key step(s) wait for the cutover");
+            let _ = writeln!(out, "  hint: {}", lane.cutover_steps_hint.as_deref().unwrap_or_default());
         }
         if let Some(error) = &lane.error {
             let _ = writeln!(out, "  error: {error}");
