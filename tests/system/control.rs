@@ -156,6 +156,7 @@ fn assess_measures_a_healthy_source_and_says_how_long_it_will_take() {
     assert!(report["plan"]["backfill_workers"].as_u64().unwrap() >= 1);
     assert_eq!(report["plan"]["lanes"], 1);
     assert_eq!(report["tables"][0]["table"], "public.orders");
+    assert_holds(&found, &["warning partition_truncate"]);
 }
 
 #[test]
@@ -426,6 +427,43 @@ fn a_slot_of_our_name_that_is_anothers_is_refused_and_stays() {
     let left = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'");
     assert_eq!(source.number(&left).unwrap(), 1);
     source.value(&format!("SELECT pg_drop_replication_slot('{slot}')")).unwrap();
+}
+
+#[test]
+fn a_publication_of_our_name_that_is_not_as_we_make_it_is_refused_and_stays() {
+    let migration = Migration::shared("foreignpublication").unwrap();
+    let source = migration.source().unwrap();
+    shop(&source);
+    let via_root = "WITH (publish_via_partition_root = true)";
+    for (what, said) in [
+        (format!("FOR ALL TABLES {via_root}"), "FOR ALL TABLES"),
+        (format!("FOR TABLES IN SCHEMA public {via_root}"), "FOR TABLES IN SCHEMA"),
+        (format!("FOR TABLE customers WHERE (id > 1) {via_root}"), "public.customers has a row filter"),
+        (format!("FOR TABLE customers, other.stays {via_root}"), "do not select: other.stays"),
+        ("FOR TABLE customers".to_owned(), "publish_via_partition_root"),
+    ] {
+        source.run(&format!("CREATE PUBLICATION dflux_migration {what}")).unwrap();
+        let before = source.value(OBJECTS).unwrap();
+        let (code, found, report) = assess(&migration);
+        assert_eq!(code, Some(2), "{what}");
+        assert_holds(&found, &["blocker publication"]);
+        assert!(report["findings"].to_string().contains(said), "{what}: {report}");
+        assert_eq!(dflux(&migration, ["prepare"]).code, Some(2), "{what}");
+        assert_eq!(source.value(OBJECTS).unwrap(), before);
+        source.run("DROP PUBLICATION dflux_migration").unwrap();
+    }
+    // One that publishes some of what is moved is taken; and it is not ours to remove.
+    source.run(&format!("CREATE PUBLICATION dflux_migration FOR TABLE customers {via_root}")).unwrap();
+    let (code, found, _) = assess(&migration);
+    assert_eq!(code, Some(0));
+    assert_holds(&found, &["note publication"]);
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let left = "SELECT count(*) FROM pg_publication WHERE pubname = 'dflux_migration'";
+    let said = dflux(&migration, ["cleanup", "--yes"]).expect_code(0).unwrap();
+    assert_eq!(source.number(left).unwrap(), 1, "{said:?}");
+    assert!(said.stdout.contains("publication dflux_migration stays"), "{said:?}");
+    dflux(&migration, ["cleanup", "--yes"]).expect_code(0).unwrap();
+    assert_eq!(source.number(left).unwrap(), 1);
 }
 
 #[test]

@@ -440,6 +440,17 @@ fn a_lane_that_stands_still_is_inconclusive_and_a_truncate_settles() {
     migration.configure(&[("validator", "interval_seconds", 1.into())]).unwrap();
     source.run("TRUNCATE pair; INSERT INTO pair VALUES ('a', 1, 1)").unwrap();
     assert_eq!(check(migration, &[]).0, 0);
+    // PostgreSQL does not send a TRUNCATE of a single partition; reading the table again mends it.
+    source.run("TRUNCATE parts_a").unwrap();
+    assert!(source.number("SELECT count(*) FROM parts").unwrap() > 0);
+    let (code, report) = check(migration, &["--table", "public.parts"]);
+    assert!(code == 1 && found(&report, "public.parts")[0].starts_with("1 - extra_row"), "{report:#}");
+    services::run("dflux", &migration.config(), ["resync", "public.parts", "--wait", "--timeout", "120"])
+        .unwrap()
+        .expect_code(0)
+        .unwrap();
+    let (code, report) = check(migration, &["--table", "public.parts"]);
+    assert_eq!(code, 0, "{report:#}");
     // A transaction larger than what is remembered of changes.
     source.run("UPDATE pgbench_accounts SET abalance = abalance + 1").unwrap();
     let (code, report) = check(migration, &[]);
