@@ -512,4 +512,12 @@ fn status_follows_the_lane_and_resync_asks_for_the_next_generation() {
     assert_eq!((lane["error"].as_str(), lane["hint"].as_str()), (Some("broke"), Some("mend")));
     assert_eq!(lane["backfill"]["tables"][0]["generation"], 2);
     assert_eq!(dflux(&migration, ["resync", "stays"]).code, Some(2));
+    // What came after the publication: a table of its own is named, a partition of a table with a key flows as its table.
+    assert_eq!(now["unpublished"], serde_json::json!([]));
+    source
+        .run("CREATE TABLE latecomer (id int PRIMARY KEY); CREATE TABLE days_2027 PARTITION OF days FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')")
+        .unwrap();
+    assert_eq!(status()["unpublished"], serde_json::json!(["public.latecomer"]));
+    let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
+    assert!(said.stdout.contains("hint: dflux prepare, then dflux resync public.latecomer"), "{said:?}");
 }
