@@ -464,6 +464,7 @@ fn a_lane_that_stands_still_is_inconclusive_and_a_truncate_settles() {
         .unwrap();
     };
     verdict(0.0);
+    assert!(service.ready().unwrap().contains("match at the newest round"));
     for name in ["lag_seconds", "lag_bytes", "verified_through_bytes", "verified_rows"] {
         let name = format!("dflux_validator_{name}");
         tests::wait::until_true(&name, Duration::from_secs(30), || service.metric(&name).is_ok_and(|v| v.is_some()))

@@ -189,7 +189,7 @@ impl Validator {
             match round {
                 Ok(report) => {
                     observe::round_verified(&report);
-                    health.well(&format!("{} at the newest round", report.verdict.name()));
+                    health.ready(&format!("{} at the newest round", report.verdict.name()));
                 }
                 Err(error) if error.remedy() == Remedy::Stop => return Err(error),
                 Err(error) => {
