@@ -257,7 +257,9 @@ pub fn places(path: &str, text: &str) -> Vec<String> {
 }
 
 pub fn sleeps(path: &str, text: &str) -> Vec<String> {
-    if !path.starts_with("tests/system/") || path.starts_with("tests/system/tidy") || !path.ends_with(".rs") {
+    // The rule's own text names it, and one place has to do it.
+    let exempt = path.starts_with("tests/system/tidy") || path == "tests/src/wait.rs";
+    if !path.starts_with("tests/") || exempt || !path.ends_with(".rs") {
         return Vec::new();
     }
     let findings = text.lines().enumerate().filter_map(|(index, line)| {
