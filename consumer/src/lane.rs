@@ -108,7 +108,10 @@ type Led<T> = Result<T, (Error, Option<i64>)>;
 impl Life {
     /// One leadership, from standing by to its end.
     async fn once(&self, health: &service::telemetry::Health) -> Led<()> {
-        let standing = || health.well("standing by");
+        let standing = |led: bool| match led {
+            true => health.ready("standing by"),
+            false => health.well("standing by, and no sign of life of a leader"),
+        };
         let lease = self.config.consumer.lease_seconds;
         let leader = stand_by(&self.sessions, &self.instance, lease, &self.shutdown, standing).await;
         let Some(mut leader) = leader.map_err(|error| (error, None))? else { return Ok(()) };
@@ -125,7 +128,7 @@ impl Life {
 
     async fn lead(&self, leader: &Leader, health: &service::telemetry::Health) -> Result<(), Error> {
         let lane = &self.sessions.lane;
-        health.well("waiting for the producer");
+        health.ready("waiting for the producer");
         let Some(birth) = self.birth(leader).await? else { return Ok(()) };
         let mut connection = self.sessions.open(Purpose::Apply).await?;
         if lane_row(&mut connection, lane).await?.is_none() {
@@ -145,7 +148,7 @@ impl Life {
             }
             None => {
                 set_phase(&mut connection, lane, leader.epoch, "loading", None).await?;
-                health.well("loading");
+                health.ready("loading");
                 let Some(exact_from) = self.load(leader, &mut connection, health).await? else { return Ok(()) };
                 exact_from
             }
@@ -214,7 +217,7 @@ impl Life {
     ) -> Result<Option<Lsn>, Error> {
         let Some((completed, ledger)) = backfill(&self.loading(leader)).await? else { return Ok(None) };
         set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
-        health.well("indexing");
+        health.ready("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
         let building = Building { sessions: &self.sessions, migration: &self.config.migration.name, workers };
         building.all(&ledger).await?;
@@ -275,7 +278,7 @@ impl Life {
             applied: row.applied,
         };
         observe::phase("tolerant");
-        health.well("tolerant");
+        health.ready("tolerant");
         loop {
             let ended = tokio::select! {
                 ended = pipeline.run() => ended?,
@@ -292,7 +295,7 @@ impl Life {
                         None => {
                             set_phase(connection, lane, leader.epoch, "exact", None).await?;
                             pipeline.exact = true;
-                            health.well("exact");
+                            health.ready("exact");
                         }
                     }
                     pipeline.exact_from = exact_from;

@@ -52,7 +52,7 @@ pub async fn stand_by(
     instance: &str,
     lease_seconds: u64,
     shutdown: &Shutdown,
-    standing_by: impl Fn(),
+    standing_by: impl Fn(bool),
 ) -> Result<Option<Leader>, Error> {
     let mut connection = sessions.open(Purpose::Standby).await?;
     make_schema(&mut connection).await?;
@@ -69,10 +69,11 @@ pub async fn stand_by(
         }
         if !told {
             observe::standing_by();
-            standing_by();
             told = true;
         }
-        if silent(&mut connection, sessions, lease_seconds).await? {
+        let silent = silent(&mut connection, sessions, lease_seconds).await?;
+        standing_by(silent == Some(false));
+        if silent == Some(true) {
             let ended = end_sessions(&mut connection, sessions).await?;
             observe::taking_over("the leader gives no sign of life", ended);
         }
@@ -89,12 +90,13 @@ pub async fn stand_by(
     lead(connection, sessions, instance, lease_seconds).await.map(Some)
 }
 
-async fn silent(connection: &mut PgConnection, sessions: &Sessions, lease_seconds: u64) -> Result<bool, Error> {
+/// Whether the leader has given no sign of life for as long as its lease; `None` if it never gave one.
+async fn silent(connection: &mut PgConnection, sessions: &Sessions, lease_seconds: u64) -> Result<Option<bool>, Error> {
     let sql = "SELECT heartbeat_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) FROM dflux.lane \
                WHERE lane = $1";
     let row = sqlx::query(sql).bind(&sessions.lane).bind(lease_seconds as f64).fetch_optional(connection).await;
     let row = row.map_err(target("dflux.lane"))?;
-    Ok(row.is_some_and(|row| row.try_get::<Option<bool>, _>(0).ok().flatten().unwrap_or(false)))
+    Ok(row.and_then(|row| row.try_get::<Option<bool>, _>(0).ok().flatten()))
 }
 
 async fn end_sessions(connection: &mut PgConnection, sessions: &Sessions) -> Result<i64, Error> {

@@ -23,13 +23,22 @@ const LOOKS_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, Default)]
 struct Found {
     slots: Vec<String>,
-    publication: bool,
+    /// Whether the publication is there; dropped only if dflux wrote down that it made it.
+    publication: Option<Made>,
     identities: Vec<Changed>,
     topics: Vec<String>,
     /// Whether the target has the schema, and whether other migrations have rows in it.
     schema: bool,
     shared: bool,
     origins: Vec<String>,
+}
+
+/// Who made a thing, by `dflux.source_change`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Ours,
+    /// It was there before, or nothing is written down of it.
+    Unknown,
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +55,11 @@ pub async fn run(config: &Config, confirmed: bool) -> Result<Exit, Error> {
     let kafka = Kafka::new(&config.kafka);
     let found = find(config, (&source, &target), &kafka).await?;
     let lines = found.lines(config);
+    if found.publication == Some(Made::Unknown) {
+        let name = &config.migration.publication;
+        println!("source: publication {name} stays: dflux has not written down that it made it");
+        println!("hint: DROP PUBLICATION {} on the source if nothing needs it", quote_identifier(name));
+    }
     if lines.is_empty() {
         println!("nothing of migration {} is left", config.migration.name);
         return Ok(Exit::Done);
@@ -63,7 +77,7 @@ pub async fn run(config: &Config, confirmed: bool) -> Result<Exit, Error> {
         source.execute("dropping the slot", "SELECT pg_catalog.pg_drop_replication_slot($1)", &[slot]).await?;
         println!("source: slot {slot} dropped");
     }
-    if found.publication {
+    if found.publication == Some(Made::Ours) {
         let name = quote_identifier(&config.migration.publication);
         source.batch("dropping the publication", &format!("DROP PUBLICATION IF EXISTS {name}")).await?;
         println!("source: publication {} dropped", config.migration.publication);
@@ -80,7 +94,7 @@ impl Found {
     fn lines(&self, config: &Config) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.slots.iter().map(|slot| format!("source: slot {slot}")));
-        if self.publication {
+        if self.publication == Some(Made::Ours) {
             lines.push(format!("source: publication {}", config.migration.publication));
         }
         let identity = |c: &Changed| format!("source: REPLICA IDENTITY FULL of {} (before: {})", c.table, c.before);
@@ -106,12 +120,17 @@ async fn find(config: &Config, (source, target): (&Database, &Database), kafka: 
     let schema = target.has("dflux.source_change").await?;
     let mut found = Found {
         slots: slots.iter().map(|row| source.get(row, 0)).collect::<Result<_, _>>()?,
-        publication: source.get(&publication, 0)?,
+        publication: source.get::<bool>(&publication, 0)?.then_some(Made::Unknown),
         schema,
         ..Found::default()
     };
     if schema {
         found.identities = identities(config, target, None).await?;
+        let sql = "SELECT EXISTS (SELECT FROM dflux.source_change WHERE migration = $1 AND kind = 'publication' AND table_name = $2)";
+        let row = target.row("what was made", sql, &[&migration.name, &migration.publication]).await?;
+        if target.get(&row, 0)? {
+            found.publication = found.publication.map(|_| Made::Ours);
+        }
         let lane = format!("{}/", migration.name);
         let sql = "SELECT EXISTS (SELECT FROM dflux.lane WHERE NOT starts_with(lane, $1)
             UNION ALL SELECT FROM dflux.schema_step WHERE migration <> $2

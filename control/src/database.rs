@@ -65,6 +65,39 @@ impl Database {
         row.try_get(column).map_err(|source| self.failed("an answer has another type than expected", source))
     }
 
+    /// Whether its user may set `session_replication_role`, without which triggers, rules and foreign keys fire on what the
+    /// lane applies. Tried in a transaction that is rolled back: the right comes in several ways, by version.
+    ///
+    /// # Errors
+    /// `Sql` if the session is lost.
+    pub async fn may_replicate(&self) -> Result<bool, Error> {
+        let tried = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
+        if self.client.batch_execute(tried).await.is_ok() {
+            return Ok(true);
+        }
+        // The failed statement leaves the transaction open.
+        self.batch("ending a transaction", "ROLLBACK").await?;
+        Ok(false)
+    }
+
+    /// The command that gives that right.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn replicate_hint(&self) -> Result<String, Error> {
+        let sql = "SELECT pg_catalog.quote_ident(current_user), pg_catalog.current_setting('server_version_num')::int";
+        let row = self.row("its user", sql, &[]).await?;
+        let (user, version): (String, i32) = (self.get(&row, 0)?, self.get(&row, 1)?);
+        Ok(if version >= 150_000 {
+            format!(
+                "GRANT SET ON PARAMETER session_replication_role TO {user} on the {}, then dflux prepare",
+                self.role
+            )
+        } else {
+            format!("name a superuser in [{}] url, restart the consumer, then dflux prepare", self.role)
+        })
+    }
+
     pub fn failed(&self, what: &str, source: tokio_postgres::Error) -> Error {
         Error::Sql { role: self.role, what: what.to_owned(), source }
     }

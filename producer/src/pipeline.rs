@@ -117,7 +117,7 @@ async fn session(
         () = lane.shutdown.wait() => return Ok(()),
     };
     *established = true;
-    health.well("streaming");
+    health.ready("streaming");
     let (reader, writer) = begun.stream.into_split();
     let reply = Arc::new(Notify::new());
     let (stop, stopping) = watch::channel(false);

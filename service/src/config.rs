@@ -134,7 +134,7 @@ pub struct Registry {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Producer {
-    /// Where /metrics and /health answer.
+    /// Where /metrics, /health and /ready answer.
     pub listen: String,
     /// Chunks read at once during the backfill.
     pub backfill_workers: u16,

@@ -27,7 +27,7 @@ pub enum Error {
     Runtime { source: std::io::Error },
     #[error("metrics cannot be recorded: {message}")]
     Metrics { message: String },
-    #[error("cannot listen on {address} for /metrics and /health")]
+    #[error("cannot listen on {address} for /metrics, /health and /ready")]
     Listen { address: String, source: std::io::Error },
 }
 

@@ -1,46 +1,66 @@
-//! Logs to standard error, metrics at `/metrics`, health at `/health`.
+//! Logs to standard error, metrics at `/metrics`, liveness at `/health`, readiness at `/ready`.
 
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 
 use crate::{Error, Shutdown};
 
-/// What `/health` says: the state in a word or two, and whether it is well. Cheap to clone.
+/// How a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Condition {
+    /// Something is wrong; it tries again, or it ends.
+    Unwell,
+    /// Nothing is wrong, and it does not do its job yet.
+    Well,
+    /// It does its job.
+    Ready,
+}
+
+/// What `/health` and `/ready` say: the state in a word or two. `/health` succeeds unless it is unwell, `/ready` only while it
+/// does its job. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Health {
-    state: Arc<Mutex<(bool, String)>>,
+    state: Arc<Mutex<(Condition, String)>>,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Health { state: Arc::new(Mutex::new((true, "starting".into()))) }
+        Health { state: Arc::new(Mutex::new((Condition::Well, "starting".into()))) }
     }
 }
 
 impl Health {
+    /// It does its job.
+    pub fn ready(&self, state: &str) {
+        self.set(Condition::Ready, state);
+    }
+
+    /// Nothing is wrong, and it does not do its job: it begins, or it ends.
     pub fn well(&self, state: &str) {
-        self.set(true, state);
+        self.set(Condition::Well, state);
     }
 
     pub fn unwell(&self, state: &str) {
-        self.set(false, state);
+        self.set(Condition::Unwell, state);
     }
 
-    fn set(&self, well: bool, state: &str) {
+    fn set(&self, condition: Condition, state: &str) {
         let mut held = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if (held.0, held.1.as_str()) != (well, state) {
-            *held = (well, state.to_owned());
+        if (held.0, held.1.as_str()) != (condition, state) {
+            *held = (condition, state.to_owned());
         }
     }
 
-    fn get(&self) -> (bool, String) {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    /// Success from this condition on.
+    fn answer(&self, least: Condition) -> (StatusCode, String) {
+        let (condition, state) = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let status = if condition >= least { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, format!("{state}\n"))
     }
 }
 
@@ -64,27 +84,21 @@ pub fn install_metrics() -> Result<PrometheusHandle, Error> {
     PrometheusBuilder::new().set_buckets(&buckets).map_err(failed)?.install_recorder().map_err(failed)
 }
 
-/// Answers `/metrics` and `/health` until the shutdown.
+/// Answers `/metrics`, `/health` and `/ready` until the shutdown.
 ///
 /// # Errors
 /// `Listen` if the address is not free.
 pub async fn serve(listen: &str, metrics: PrometheusHandle, health: Health, shutdown: Shutdown) -> Result<(), Error> {
     let failed = |source| Error::Listen { address: listen.to_owned(), source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
-    let upkeep = metrics.clone();
+    let (upkeep, readiness) = (metrics.clone(), health.clone());
     let router = Router::new()
         .route(
             "/metrics",
             get(move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()) }),
         )
-        .route(
-            "/health",
-            get(move || async move {
-                let (well, state) = health.get();
-                let status = if well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-                (status, format!("{state}\n")).into_response()
-            }),
-        );
+        .route("/health", get(move || async move { health.answer(Condition::Well) }))
+        .route("/ready", get(move || async move { readiness.answer(Condition::Ready) }));
     let stop = shutdown.clone();
     tokio::spawn(async move {
         let ended = axum::serve(listener, router).with_graceful_shutdown(async move { stop.wait().await }).await;
@@ -102,4 +116,22 @@ pub async fn serve(listen: &str, metrics: PrometheusHandle, health: Health, shut
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_begins_is_alive_and_not_ready() {
+        let health = Health::default();
+        let codes = || [Condition::Well, Condition::Ready].map(|least| health.answer(least).0.as_u16());
+        assert_eq!(codes(), [200, 503]);
+        health.ready("streaming");
+        assert_eq!(codes(), [200, 200]);
+        health.unwell("Kafka is away");
+        assert_eq!((codes(), health.answer(Condition::Ready).1.as_str()), ([503, 503], "Kafka is away\n"));
+        health.well("stopping");
+        assert_eq!(codes(), [200, 503]);
+    }
 }

@@ -288,7 +288,7 @@ impl InvariantWatch {
                     return Err(Failure::Other("the target showed part of a transaction: the sums differ".to_owned()));
                 }
                 count.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(500));
+                wait::pace(Duration::from_millis(500));
             }
             Ok(())
         });

@@ -4,7 +4,6 @@
 //! Topics are not made by themselves: a program that forgets to make one must fail here as it would in production.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -16,12 +15,12 @@ use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::process::{Launch, Life, Process};
+use crate::process::{Launch, Life};
+use crate::server::Place;
 use crate::sql::blocking;
 use crate::{Failure, Result, cache, ports, scratch};
 
 const STARTED_WITHIN: Duration = Duration::from_secs(90);
-const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 const READ_WITHIN: Duration = Duration::from_secs(60);
 /// The cluster's id, any 16 bytes in base64: one node never meets another.
@@ -67,8 +66,7 @@ pub struct Record {
 pub struct Broker {
     folder: PathBuf,
     port: u16,
-    life: Life,
-    process: Mutex<Option<Process>>,
+    place: Place,
 }
 
 impl Broker {
@@ -82,7 +80,7 @@ impl Broker {
             None => scratch::folder("kafka")?,
         };
         scratch::make(&folder)?;
-        let broker = Broker { folder, port: ports::free()?, life: options.life, process: Mutex::new(None) };
+        let broker = Broker { folder, port: ports::free()?, place: Place::new(options.life) };
         broker.write_properties(ports::free()?, &options.settings)?;
         let format = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", "server.properties"];
         broker.java("format")?.arguments(format).run()?;
@@ -137,26 +135,17 @@ group.initial.rebalance.delay.ms=0
     /// # Errors
     /// When it did not come up, with its log.
     pub fn start_again(&self) -> Result<()> {
-        let mut place = self.process.lock().expect("no holder of this lock panics");
-        if place.as_ref().is_some_and(|process| process.ended().is_none()) {
-            return Ok(());
-        }
-        let when_we_die = if self.life == Life::Bound { Some(Signal::SIGKILL) } else { None };
-        let launch = self.java("kafka")?.arguments(["kafka.Kafka", "server.properties"]).when_we_die(when_we_die);
-        let process = launch.start()?;
         let admin: BaseConsumer = self.client().create().map_err(Failure::kafka("making a client of the broker"))?;
-        process.wait_until("the broker answers", STARTED_WITHIN, || {
+        let launch = || Ok(self.java("kafka")?.arguments(["kafka.Kafka", "server.properties"]));
+        self.place.start(STARTED_WITHIN, launch, || {
             let metadata = admin.fetch_metadata(None, Duration::from_secs(2)).map_err(|error| error.to_string())?;
             if metadata.brokers().is_empty() { Err("no broker is registered yet".to_owned()) } else { Ok(()) }
-        })?;
-        *place = Some(process);
-        Ok(())
+        })
     }
 
     /// `kill -9`.
     pub fn kill(&self) {
-        let taken = self.process.lock().expect("no holder of this lock panics").take();
-        drop(taken);
+        self.place.kill();
     }
 
     /// An orderly shutdown and a start.
@@ -164,30 +153,21 @@ group.initial.rebalance.delay.ms=0
     /// # Errors
     /// When it does not stop or come up.
     pub fn restart(&self) -> Result<()> {
-        let taken = self.process.lock().expect("no holder of this lock panics").take();
-        if let Some(process) = taken {
-            process.stop(Signal::SIGTERM, STOPPED_WITHIN)?;
-        }
+        self.place.stop()?;
         self.start_again()
     }
 
     /// Stops it where it is, connections open (SIGSTOP).
     pub fn pause(&self) {
-        self.signal(Signal::SIGSTOP);
+        self.place.signal(Signal::SIGSTOP);
     }
 
     pub fn resume(&self) {
-        self.signal(Signal::SIGCONT);
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(process) = self.process.lock().expect("no holder of this lock panics").as_ref() {
-            process.signal(signal);
-        }
+        self.place.signal(Signal::SIGCONT);
     }
 
     pub fn pid(&self) -> Option<i32> {
-        self.process.lock().expect("no holder of this lock panics").as_ref().map(Process::pid)
+        self.place.pid()
     }
 
     /// `host:port`, for `[kafka] brokers`.

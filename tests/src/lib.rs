@@ -20,6 +20,7 @@ pub mod postgres;
 pub mod process;
 pub mod registry;
 pub mod scratch;
+pub mod server;
 pub mod services;
 pub mod sql;
 pub mod stack;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::sql::Session;
-use crate::{Failure, Result};
+use crate::{Failure, Result, wait};
 
 /// The table that the lag probe writes on the source and looks for on the target.
 pub const PROBE_TABLE: &str = "CREATE TABLE IF NOT EXISTS public.lag_probe (id bigint PRIMARY KEY)";
@@ -62,7 +62,7 @@ pub fn lag(source: &str, target: &str, length: Duration) -> Result<Percentiles> 
                 book.lock().expect("no holder of this lock panics").push(Instant::now());
                 // A steady rate: the next row is due at its place in the schedule, however long this one took.
                 let due = PROBE_INTERVAL * u32::try_from(id - first + 1).unwrap_or(u32::MAX);
-                std::thread::sleep(due.saturating_sub(began.elapsed()));
+                wait::pace(due.saturating_sub(began.elapsed()));
             }
             Ok(())
         })();
@@ -72,7 +72,7 @@ pub fn lag(source: &str, target: &str, length: Duration) -> Result<Percentiles> 
     let mut seen = Vec::new();
     let mut deadline = None;
     loop {
-        std::thread::sleep(LOOK_INTERVAL);
+        wait::pace(LOOK_INTERVAL);
         let arrived = reader.number("SELECT coalesce(max(id), 0) FROM public.lag_probe")? - first + 1;
         let now = Instant::now();
         let committed = committed.lock().expect("no holder of this lock panics");
@@ -101,19 +101,13 @@ pub fn lag(source: &str, target: &str, length: Duration) -> Result<Percentiles> 
 /// When asking fails, or not within `limit`.
 pub fn seconds_until(what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<f64> {
     let began = Instant::now();
-    loop {
-        if done()? {
-            return Ok(began.elapsed().as_secs_f64());
-        }
-        if began.elapsed() > limit {
-            return Err(Failure::Deadline {
-                what: what.to_owned(),
-                seconds: limit.as_secs(),
-                last: "not yet".to_owned(),
-            });
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let ask = || match done() {
+        Ok(true) => Ok(Ok(())),
+        Ok(false) => Err("not yet"),
+        Err(failure) => Ok(Err(failure)),
+    };
+    wait::closely(what, limit, ask).flatten()?;
+    Ok(began.elapsed().as_secs_f64())
 }
 
 /// Millions with one decimal, thousands below: for people.

@@ -2,25 +2,21 @@
 //! a file of its folder, so that it is there again after a restart, as in production.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
-use crate::process::{Launch, Life, Process};
+use crate::process::{Launch, Life};
+use crate::server::Place;
 use crate::sql::blocking;
 use crate::{Failure, Result, cache, ports, scratch};
 
 const STARTED_WITHIN: Duration = Duration::from_secs(120);
-const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 
 #[derive(Debug)]
 pub struct Registry {
     folder: PathBuf,
     port: u16,
-    life: Life,
-    process: Mutex<Option<Process>>,
+    place: Place,
 }
 
 impl Registry {
@@ -34,7 +30,7 @@ impl Registry {
             None => scratch::folder("registry")?,
         };
         scratch::make(&folder)?;
-        let registry = Registry { folder, port: ports::free()?, life, process: Mutex::new(None) };
+        let registry = Registry { folder, port: ports::free()?, place: Place::new(life) };
         registry.start_again()?;
         Ok(registry)
     }
@@ -44,38 +40,29 @@ impl Registry {
     /// # Errors
     /// When it did not come up, with its log.
     pub fn start_again(&self) -> Result<()> {
-        let mut place = self.process.lock().expect("no holder of this lock panics");
-        if place.as_ref().is_some_and(|process| process.ended().is_none()) {
-            return Ok(());
-        }
+        self.place.start(STARTED_WITHIN, || self.java(), || self.subjects())
+    }
+
+    fn java(&self) -> Result<Launch> {
         let program = runner(&cache::part(&["registry"])?)?;
-        let when_we_die = if self.life == Life::Bound { Some(Signal::SIGKILL) } else { None };
-        let process = Launch::new("registry", "java", &self.folder)
+        let launch = Launch::new("registry", "java", &self.folder)
             .arguments(["-Xmx256m", "-XX:+ExitOnOutOfMemoryError", "-XX:TieredStopAtLevel=1", "-Xshare:auto"])
             .arguments(["-Dquarkus.http.host=127.0.0.1".to_owned(), format!("-Dquarkus.http.port={}", self.port)])
             .arguments(["-Dquarkus.http.access-log.enabled=false", "-Dquarkus.analytics.disabled=true"])
             .arguments([format!("-Dapicurio.datasource.url=jdbc:h2:file:{}/schemas", self.folder.display())])
-            .arguments(["-jar".to_owned(), program.display().to_string()])
-            .when_we_die(when_we_die)
-            .start()?;
-        process.wait_until("the schema registry answers", STARTED_WITHIN, || self.subjects())?;
-        *place = Some(process);
-        Ok(())
+            .arguments(["-jar".to_owned(), program.display().to_string()]);
+        Ok(launch)
     }
 
     /// `kill -9`.
     pub fn kill(&self) {
-        let taken = self.process.lock().expect("no holder of this lock panics").take();
-        drop(taken);
+        self.place.kill();
     }
 
     /// # Errors
     /// When it does not stop or come up.
     pub fn restart(&self) -> Result<()> {
-        let taken = self.process.lock().expect("no holder of this lock panics").take();
-        if let Some(process) = taken {
-            process.stop(Signal::SIGTERM, STOPPED_WITHIN)?;
-        }
+        self.place.stop()?;
         self.start_again()
     }
 
@@ -85,7 +72,7 @@ impl Registry {
     }
 
     pub fn pid(&self) -> Option<i32> {
-        self.process.lock().expect("no holder of this lock panics").as_ref().map(Process::pid)
+        self.place.pid()
     }
 
     /// The names of all subjects.

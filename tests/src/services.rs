@@ -1,5 +1,5 @@
 //! The real programs (producer, consumer, validator, dflux) as they are deployed: a process, a configuration file, a log,
-//! and the /health and /metrics that they offer.
+//! and the /health, /ready and /metrics that they offer.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -97,6 +97,14 @@ impl Service {
         registry::get(&format!("http://{}/health", self.address))
     }
 
+    /// The body of /ready.
+    ///
+    /// # Errors
+    /// When it does not answer with success; the body is in the text.
+    pub fn ready(&self) -> Result<String> {
+        registry::get(&format!("http://{}/ready", self.address))
+    }
+
     /// All samples of /metrics: `name` or `name{labels}` to value.
     ///
     /// # Errors
@@ -116,7 +124,7 @@ impl Service {
         Ok(if found.is_empty() { None } else { Some(found.iter().sum()) })
     }
 
-    /// `host:port` of /health and /metrics.
+    /// `host:port` of /health, /ready and /metrics.
     pub fn address(&self) -> &str {
         &self.address
     }

@@ -7,6 +7,7 @@ use crate::{Failure, Result};
 
 const PAUSE_FIRST: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
+const PAUSE_MAX_CLOSE: Duration = Duration::from_millis(10);
 
 /// Asks until the answer is `Ok`. An `Err` is the reason why it is not so yet; the last one stands in the failure.
 ///
@@ -15,6 +16,27 @@ const PAUSE_MAX: Duration = Duration::from_millis(200);
 pub fn until<T, E: std::fmt::Display>(
     what: &str,
     limit: Duration,
+    ask: impl FnMut() -> std::result::Result<T, E>,
+) -> Result<T> {
+    asking(what, limit, PAUSE_MAX, ask)
+}
+
+/// As `until`, asking every few milliseconds: for a moment that is measured.
+///
+/// # Errors
+/// `Failure::Deadline` when `limit` has passed.
+pub fn closely<T, E: std::fmt::Display>(
+    what: &str,
+    limit: Duration,
+    ask: impl FnMut() -> std::result::Result<T, E>,
+) -> Result<T> {
+    asking(what, limit, PAUSE_MAX_CLOSE, ask)
+}
+
+fn asking<T, E: std::fmt::Display>(
+    what: &str,
+    limit: Duration,
+    pause_max: Duration,
     mut ask: impl FnMut() -> std::result::Result<T, E>,
 ) -> Result<T> {
     let began = Instant::now();
@@ -32,7 +54,7 @@ pub fn until<T, E: std::fmt::Display>(
             });
         }
         std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE_MAX);
+        pause = (pause * 2).min(pause_max);
     }
 }
 

@@ -232,9 +232,10 @@ fn a_transaction_of_several_segments_is_applied_at_once_in_bounded_batches() {
 
 fn second_instance(feed: &Feed) -> Service {
     let standby = feed.migration.service("consumer").name("standby").arguments(["--lane", "forward"]).start().unwrap();
-    wait::until("it stands by", LIMIT, || match standby.health() {
-        Ok(health) if health.contains("standing by") => Ok(()),
-        Ok(health) => Err(health),
+    // Ready: it has seen the leader's sign of life.
+    wait::until("it stands by", LIMIT, || match standby.ready() {
+        Ok(state) if state.trim() == "standing by" => Ok(()),
+        Ok(state) => Err(state),
         Err(failure) => Err(failure.to_string()),
     })
     .unwrap();

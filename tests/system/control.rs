@@ -160,6 +160,7 @@ fn assess_measures_a_healthy_source_and_says_how_long_it_will_take() {
     assert!(report["plan"]["backfill_workers"].as_u64().unwrap() >= 1);
     assert_eq!(report["plan"]["lanes"], 1);
     assert_eq!(report["tables"][0]["table"], "public.orders");
+    assert_holds(&found, &["warning partition_truncate"]);
 }
 
 #[test]
@@ -214,7 +215,7 @@ fn prepare_builds_what_was_left_once_the_lane_is_level_and_never_before() {
     target.run(&format!("INSERT INTO dflux.lane (lane, phase) VALUES ('{lane}', 'tolerant')")).unwrap();
     let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
     assert!(said.stdout.contains("catching_up"), "{said:?}");
-    let waiting = "SELECT count(*) FROM dflux.schema_step WHERE kind = 'post' AND done_at IS NULL";
+    let waiting = "SELECT count(*) FROM dflux.schema_step WHERE kind <> 'key' AND done_at IS NULL";
     assert!(target.number(waiting).unwrap() > 0);
 
     level(&target, &migration.name);
@@ -296,6 +297,72 @@ fn a_partitioned_table_and_one_that_is_created_later_arrive_with_their_keys() {
     dflux(&migration, ["resync", "later", "--wait"]).expect_code(0).unwrap();
     source.run("UPDATE later SET v = 'w' WHERE id % 7 = 0; DELETE FROM later WHERE id % 11 = 0").unwrap();
     arrives(&migration, &["root", "later", "later_leaf"]);
+}
+
+#[test]
+fn without_the_right_to_silence_them_triggers_rules_and_foreign_keys_wait_for_the_cutover() {
+    let migration = Migration::shared("unsilenced").unwrap();
+    let servers = stack::shared().unwrap();
+    let (source, target, name) = (migration.source().unwrap(), migration.target().unwrap(), &migration.name);
+    source
+        .run(
+            "CREATE TABLE noted (id int PRIMARY KEY, counted int NOT NULL DEFAULT 0);
+             CREATE TABLE notes (id serial PRIMARY KEY, noted int REFERENCES noted ON DELETE CASCADE);
+             CREATE TABLE ruled (id int PRIMARY KEY);
+             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+               'begin insert into notes (noted) values (new.id); return null; end';
+             CREATE TRIGGER note AFTER INSERT ON noted FOR EACH ROW EXECUTE FUNCTION note();
+             COMMENT ON TRIGGER note ON noted IS 'waits too';
+             CREATE RULE ruled AS ON INSERT TO ruled DO ALSO UPDATE noted SET counted = counted + 1;
+             CREATE INDEX notes_noted ON notes (noted);
+             INSERT INTO noted SELECT i FROM generate_series(1, 10) AS i",
+        )
+        .unwrap();
+    servers.target.login(name, Proof::Scram, "").unwrap();
+    target.run(&format!("GRANT CREATE ON DATABASE {name} TO {name}; GRANT ALL ON SCHEMA public TO {name}")).unwrap();
+    migration.configure(&[("target", "url", servers.target.url_as(name, name).into())]).unwrap();
+    let (_, found, _) = assess(&migration);
+    assert_holds(&found, &["warning target_replication_role"]);
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    let consumer = migration.service("consumer").start().unwrap();
+    let limit = std::time::Duration::from_secs(120);
+    let applied = |sql: &str| {
+        source.run(sql).unwrap();
+        let all = "SELECT string_agg(t::text, ' ' ORDER BY t) FROM
+            (SELECT 'noted ' || x::text FROM noted x UNION ALL SELECT 'notes ' || x::text FROM notes x) AS s(t)";
+        let wanted = source.value(all).unwrap();
+        let there = || target.value(all).map_err(|failure| failure.to_string());
+        tests::wait::until("the target is the source", limit, || match there()? {
+            held if held == wanted => Ok(()),
+            held => Err(format!("{held} instead of {wanted}")),
+        })
+        .unwrap();
+    };
+    tests::wait::until_true("the lane is exact", limit, || {
+        target.value("SELECT phase FROM dflux.lane").is_ok_and(|phase| phase == "exact")
+    })
+    .unwrap();
+    let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let grant = format!("GRANT SET ON PARAMETER session_replication_role TO {name}");
+    assert!(said.stdout.contains("public.noted note\n") && said.stdout.contains(&grant), "{said:?}");
+    let fires =
+        "SELECT (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal) || ' ' || (SELECT count(*) FROM pg_constraint
+        WHERE contype = 'f') || ' ' || (SELECT count(*) FROM pg_rules WHERE schemaname = 'public')";
+    assert_eq!(target.value(fires).unwrap(), "0 0 0");
+    assert_eq!(target.number("SELECT count(*) FROM pg_indexes WHERE indexname = 'notes_noted'").unwrap(), 1);
+    let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
+    assert!(said.stdout.contains("wait for the cutover") && said.stdout.contains(&grant), "{said:?}");
+    applied("INSERT INTO noted SELECT i FROM generate_series(11, 20) AS i; INSERT INTO ruled VALUES (1)");
+
+    // With the right they are built, and the lane that runs does not fire them.
+    target.run(&format!("GRANT SET ON PARAMETER session_replication_role TO {name}")).unwrap();
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    assert_eq!(target.value(fires).unwrap(), "1 1 1");
+    applied(
+        "INSERT INTO noted SELECT i FROM generate_series(21, 30) AS i; INSERT INTO ruled VALUES (2); DELETE FROM noted WHERE id = 12",
+    );
+    assert!(producer.process().ended().is_none() && consumer.process().ended().is_none());
 }
 
 #[test]
@@ -428,6 +495,43 @@ fn a_slot_of_our_name_that_is_anothers_is_refused_and_stays() {
 }
 
 #[test]
+fn a_publication_of_our_name_that_is_not_as_we_make_it_is_refused_and_stays() {
+    let migration = Migration::shared("foreignpublication").unwrap();
+    let source = migration.source().unwrap();
+    shop(&source);
+    let via_root = "WITH (publish_via_partition_root = true)";
+    for (what, said) in [
+        (format!("FOR ALL TABLES {via_root}"), "FOR ALL TABLES"),
+        (format!("FOR TABLES IN SCHEMA public {via_root}"), "FOR TABLES IN SCHEMA"),
+        (format!("FOR TABLE customers WHERE (id > 1) {via_root}"), "public.customers has a row filter"),
+        (format!("FOR TABLE customers, other.stays {via_root}"), "do not select: other.stays"),
+        ("FOR TABLE customers".to_owned(), "publish_via_partition_root"),
+    ] {
+        source.run(&format!("CREATE PUBLICATION dflux_migration {what}")).unwrap();
+        let before = source.value(OBJECTS).unwrap();
+        let (code, found, report) = assess(&migration);
+        assert_eq!(code, Some(2), "{what}");
+        assert_holds(&found, &["blocker publication"]);
+        assert!(report["findings"].to_string().contains(said), "{what}: {report}");
+        assert_eq!(dflux(&migration, ["prepare"]).code, Some(2), "{what}");
+        assert_eq!(source.value(OBJECTS).unwrap(), before);
+        source.run("DROP PUBLICATION dflux_migration").unwrap();
+    }
+    // One that publishes some of what is moved is taken; and it is not ours to remove.
+    source.run(&format!("CREATE PUBLICATION dflux_migration FOR TABLE customers {via_root}")).unwrap();
+    let (code, found, _) = assess(&migration);
+    assert_eq!(code, Some(0));
+    assert_holds(&found, &["note publication"]);
+    dflux(&migration, ["prepare"]).expect_code(0).unwrap();
+    let left = "SELECT count(*) FROM pg_publication WHERE pubname = 'dflux_migration'";
+    let said = dflux(&migration, ["cleanup", "--yes"]).expect_code(0).unwrap();
+    assert_eq!(source.number(left).unwrap(), 1, "{said:?}");
+    assert!(said.stdout.contains("publication dflux_migration stays"), "{said:?}");
+    dflux(&migration, ["cleanup", "--yes"]).expect_code(0).unwrap();
+    assert_eq!(source.number(left).unwrap(), 1);
+}
+
+#[test]
 fn status_follows_the_lane_and_resync_asks_for_the_next_generation() {
     let migration = Migration::shared("followed").unwrap();
     let servers = stack::shared().unwrap();
@@ -473,4 +577,12 @@ fn status_follows_the_lane_and_resync_asks_for_the_next_generation() {
     assert_eq!((lane["error"].as_str(), lane["hint"].as_str()), (Some("broke"), Some("mend")));
     assert_eq!(lane["backfill"]["tables"][0]["generation"], 2);
     assert_eq!(dflux(&migration, ["resync", "stays"]).code, Some(2));
+    // What came after the publication: a table of its own is named, a partition of a table with a key flows as its table.
+    assert_eq!(now["unpublished"], serde_json::json!([]));
+    source
+        .run("CREATE TABLE latecomer (id int PRIMARY KEY); CREATE TABLE days_2027 PARTITION OF days FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')")
+        .unwrap();
+    assert_eq!(status()["unpublished"], serde_json::json!(["public.latecomer"]));
+    let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
+    assert!(said.stdout.contains("hint: dflux prepare, then dflux resync public.latecomer"), "{said:?}");
 }

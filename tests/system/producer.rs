@@ -598,8 +598,19 @@ fn it_goes_on_by_itself_after_a_restart_of_the_source_and_of_the_broker() {
     let migration = own("restarts", &server, &broker);
     let source = migration.source().unwrap();
     source.run(LOAD_SCHEMA).unwrap();
+    // Alive and not ready while an open transaction keeps the slot from being made.
+    let open = migration.source().unwrap();
+    open.run("BEGIN; SELECT pg_current_xact_id()").unwrap();
     let producer = migration.service("producer").start().unwrap();
+    wait::until_true("it creates the slot", LIMIT, || {
+        producer.health().is_ok_and(|state| state.trim() == "creating the slot")
+    })
+    .unwrap();
+    let refused = producer.ready().unwrap_err().to_string();
+    assert!(refused.contains("503") && refused.contains("creating the slot"), "{refused}");
+    open.run("COMMIT").unwrap();
     streaming(&producer);
+    assert_eq!(producer.ready().unwrap().trim(), "streaming");
     source.run("INSERT INTO log (v) VALUES (1)").unwrap();
     server.crash().unwrap();
     server.start_again().unwrap();

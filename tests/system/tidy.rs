@@ -169,9 +169,10 @@ fn no_registry_and_no_folder_of_one_machine_is_named() {
 }
 
 #[test]
-fn system_tests_wait_for_conditions_and_do_not_sleep() {
+fn tests_and_their_harness_wait_for_conditions_and_do_not_sleep() {
     check(rules::sleeps);
     breaks(rules::sleeps("tests/system/kill.rs", "fn f() { std::thread::sleep(LONG); }"), "sleep");
+    breaks(rules::sleeps("tests/src/demo.rs", "fn f() { std::thread::sleep(LONG); }"), "sleep");
     assert!(rules::sleeps("tests/system/kill.rs", "tests::wait::pace(PAUSE); // not sleep()").is_empty());
     assert!(rules::sleeps("tests/src/wait.rs", "std::thread::sleep(pause);").is_empty());
 }

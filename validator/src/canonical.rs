@@ -93,6 +93,8 @@ pub struct Layout {
     pub fields: Vec<Field>,
     /// Indexes into `fields`, in key order; empty for a keyless table.
     pub key: Vec<usize>,
+    /// On this side its rows are its partitions'.
+    pub partitioned: bool,
     pub lane: HashLane,
 }
 
@@ -101,12 +103,18 @@ impl Layout {
         self.key.is_empty()
     }
 
-    /// `SELECT … AS c0, … FROM ONLY table t WHERE …`, not flattened by the planner, with the row's key hash as `kh`.
+    /// What its rows are selected from. Tables that inherit from it without being partitions are tables of their own.
+    pub fn relation(&self) -> String {
+        let only = if self.partitioned { "" } else { "ONLY " };
+        format!("{only}{}", self.table.quoted())
+    }
+
+    /// `SELECT … AS c0, … FROM table t WHERE …`, not flattened by the planner, with the row's key hash as `kh`.
     pub fn rows(&self, condition: &str) -> String {
         let columns: Vec<String> = (0..self.fields.len())
             .map(|at| format!("t.{} AS c{at}", quote_identifier(&self.fields[at].name)))
             .collect();
-        let from = format!("SELECT {} FROM ONLY {} AS t WHERE {condition}", columns.join(", "), self.table.quoted());
+        let from = format!("SELECT {} FROM {} AS t WHERE {condition}", columns.join(", "), self.relation());
         self.hashed(&from)
     }
 
@@ -259,7 +267,8 @@ mod tests {
     fn layout(columns: &[(&str, &str)], key: &[usize]) -> Layout {
         let fields =
             columns.iter().map(|(name, kind)| Field { name: (*name).into(), base: base("pg_catalog", kind) }).collect();
-        Layout { table: TableName::new("public", "t"), fields, key: key.to_vec(), lane: HashLane::Extended }
+        let table = TableName::new("public", "t");
+        Layout { table, fields, key: key.to_vec(), partitioned: false, lane: HashLane::Extended }
     }
 
     #[test]
@@ -299,6 +308,14 @@ mod tests {
         let hash = layout.key_hash("r.c");
         assert!(hash.contains("r.c0") && hash.contains("r.c1") && hash.matches("'n')").count() == 2, "{hash}");
         assert_eq!(layout.summed(), [0, 1]);
+    }
+
+    #[test]
+    fn a_partitioned_table_is_read_with_its_partitions_and_no_other_with_what_inherits_from_it() {
+        let mut layout = layout(&[("id", "int8")], &[0]);
+        assert!(layout.rows("true").contains("FROM ONLY \"public\".\"t\" AS t"));
+        layout.partitioned = true;
+        assert!(layout.rows("true").contains("FROM \"public\".\"t\" AS t"));
     }
 
     #[test]

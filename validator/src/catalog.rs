@@ -1,7 +1,4 @@
-//! Reads the definitions of the selected tables from a server's catalog (PostgreSQL 14 and later).
-
-use serde::Deserialize;
-use service::config::Migration;
+//! Reads the definitions of a database's tables from its catalog (PostgreSQL 14 and later).
 
 use crate::Error;
 use crate::canonical::HashLane;
@@ -95,7 +92,16 @@ SELECT jsonb_build_object(
   'triggers', coalesce((
     SELECT jsonb_agg(jsonb_build_object('name', g.tgname, 'definition', pg_get_triggerdef(g.oid), 'active', g.tgenabled <> 'D')
       ORDER BY g.tgname)
-    FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal), '[]')
+    FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal), '[]'),
+  'parent', (SELECT jsonb_build_array(pn.nspname, p.relname) FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
+    JOIN pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1),
+  'published', EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+    WHERE r.prrelid = c.oid AND p.pubname = $1),
+  'identified', EXISTS (SELECT FROM pg_index i
+    WHERE i.indrelid = c.oid AND CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END
+      AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+      AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> ''
+        AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])))
 )::text
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
@@ -103,30 +109,21 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
 ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C"
 "#;
 
-#[derive(Deserialize)]
-struct Numbered {
-    schema: String,
-    name: String,
-}
-
-/// Version, encoding and the selected tables of a database, in the order of their names.
+/// Version, encoding and all tables of a database, in the order of their names. `publication` is the migration's.
 ///
 /// # Errors
 /// `Database`, `Answer`.
-pub async fn read(session: &mut Session, migration: &Migration) -> Result<DatabaseDefinition, Error> {
+pub async fn read(session: &mut Session, publication: &str) -> Result<DatabaseDefinition, Error> {
     let doing = "reading the catalog";
     let sql = "SELECT current_setting('server_version_num')::int4, current_setting('server_encoding')";
     let row = session.row(doing, statement(sql.into())).await?;
     let (version, encoding) = (session.get(doing, &row, 0)?, session.get(doing, &row, 1)?);
     let mut tables = Vec::new();
-    for row in session.rows(doing, statement(TABLES.into())).await? {
+    for row in session.rows(doing, statement(TABLES.into()).bind(publication.to_owned())).await? {
         let json: String = session.get(doing, &row, 0)?;
-        let unreadable = |error: serde_json::Error| session.unexpected(doing, error.to_string());
-        let named: Numbered = serde_json::from_str(&json).map_err(unreadable)?;
-        if migration.selects(&named.schema, &named.name) {
-            let table: TableDefinition = serde_json::from_str(&json).map_err(unreadable)?;
-            tables.push(table);
-        }
+        let table: TableDefinition =
+            serde_json::from_str(&json).map_err(|error| session.unexpected(doing, error.to_string()))?;
+        tables.push(table);
     }
     Ok(DatabaseDefinition { version, encoding, tables })
 }

@@ -57,7 +57,7 @@ pub struct Attached {
     pub active: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct TableDefinition {
     pub schema: String,
     pub name: String,
@@ -75,6 +75,12 @@ pub struct TableDefinition {
     pub indexes: Vec<Attached>,
     pub constraints: Vec<Attached>,
     pub triggers: Vec<Attached>,
+    /// Schema and name of the partitioned table that it is a direct part of.
+    pub parent: Option<(String, String)>,
+    /// The publication of the migration names it.
+    pub published: bool,
+    /// It has an index by which a publication could tell its rows: valid, immediate, of all rows, of stored columns.
+    pub identified: bool,
 }
 
 impl TableDefinition {
@@ -82,12 +88,16 @@ impl TableDefinition {
         TableName::new(&self.schema, &self.name)
     }
 
+    pub fn partitioned(&self) -> bool {
+        self.kind == "p"
+    }
+
     pub fn column(&self, name: &str) -> Option<&ColumnDefinition> {
         self.columns.iter().find(|column| column.name == name)
     }
 }
 
-/// One database.
+/// One database with all its tables: which of them are compared, `selection` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DatabaseDefinition {
     pub version: i32,

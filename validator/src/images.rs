@@ -265,6 +265,7 @@ mod tests {
             table: shape.table.clone(),
             fields: ROW.iter().map(|(name, _, kind)| Field { name: (*name).into(), base: base(kind) }).collect(),
             key,
+            partitioned: false,
             lane: HashLane::Extended,
         };
         let defined = |(name, _, kind): &(&str, u32, &str)| ColumnDefinition {
@@ -277,13 +278,8 @@ mod tests {
             name: "t".into(),
             kind: "r".into(),
             persistence: "p".into(),
-            rows_estimate: 0.0,
             columns: ROW.iter().map(defined).collect(),
-            key: Vec::new(),
-            primary: Vec::new(),
-            indexes: Vec::new(),
-            constraints: Vec::new(),
-            triggers: Vec::new(),
+            ..TableDefinition::default()
         };
         Table { encoder: EventEncoder::new(shape, Lane::Forward, 7, 8), decoders, layout, definition }
     }

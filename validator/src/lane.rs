@@ -123,7 +123,7 @@ pub async fn bookkeeping(session: &mut Session, migration: &str, lane: &str) -> 
     let (steps, divergence): (bool, bool) = (session.get(doing, &row, 0)?, session.get(doing, &row, 1)?);
     let mut found = Bookkeeping::default();
     if steps {
-        let sql = "SELECT coalesce(bool_or(kind = 'post'), false), coalesce(bool_or(kind = 'key'), false) \
+        let sql = "SELECT coalesce(bool_or(kind IN ('post', 'cutover')), false), coalesce(bool_or(kind = 'key'), false) \
                    FROM dflux.schema_step WHERE migration = $1 AND done_at IS NULL";
         let row = session.row(doing, statement(sql.into()).bind(migration.to_owned())).await?;
         found.post_data_pending = session.get(doing, &row, 0)?;

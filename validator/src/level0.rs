@@ -181,13 +181,10 @@ mod tests {
             name: "t".into(),
             kind: "r".into(),
             persistence: "p".into(),
-            rows_estimate: 0.0,
             columns,
             key: vec!["id".into()],
             primary: vec!["id".into()],
-            indexes: Vec::new(),
-            constraints: Vec::new(),
-            triggers: Vec::new(),
+            ..TableDefinition::default()
         }
     }
 

@@ -14,7 +14,7 @@
 //! sees (`pg_current_snapshot`), the target says in its own snapshot up to which position it has applied. A transaction
 //! is in both, in neither, or its keys are known from the topics. Nothing rests on time, on retries, or on a tolerance.
 //!
-//! `canonical`, `definition`, `level0`, `settle`, `window`, `compare`, `cause`, `verdict`, `report` and `html` are pure: no socket, no clock.
+//! `canonical`, `definition`, `level0`, `selection`, `settle`, `window`, `compare`, `cause`, `verdict`, `report` and `html` are pure: no socket, no clock.
 //! What it must never do: write to either database, use the consumer's code, or take an error for a match.
 
 pub mod attempt;
@@ -35,6 +35,7 @@ pub mod pipeline;
 pub mod range;
 pub mod reader;
 pub mod report;
+pub mod selection;
 pub mod session;
 pub mod settle;
 pub mod tail;

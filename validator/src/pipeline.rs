@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use changelog::{Lsn, TableName};
 use futures_util::future::try_join_all;
+use service::config::Migration;
 use service::program::Context;
 use service::registry::RegistryClient;
 use service::retry::Backoff;
@@ -21,6 +22,7 @@ use crate::lane::{self, Bookkeeping};
 use crate::level0::{self, Circumstances};
 use crate::range::{Planner, Range, orders_agree};
 use crate::report::{Finding, Report, TableReport};
+use crate::selection::{self, Unit};
 use crate::session::{Endpoint, Session};
 use crate::settle::Unsettled;
 use crate::tail::Tail;
@@ -45,6 +47,7 @@ pub struct Validator {
 
 /// What holds for all tables of a round.
 struct Round<'a> {
+    migration: &'a Migration,
     settings: &'a Settings,
     source: &'a DatabaseDefinition,
     target: &'a DatabaseDefinition,
@@ -94,8 +97,8 @@ impl Validator {
             Following::NotBegun => return Ok(self.not_begun(started, began)),
         };
         let (of_source, of_target) = tokio::try_join!(
-            catalog::read(&mut source, &self.config.migration),
-            catalog::read(&mut target, &self.config.migration)
+            catalog::read(&mut source, &self.config.migration.publication),
+            catalog::read(&mut target, &self.config.migration.publication)
         )?;
         let hashes = choose_hashes(&mut source, &mut target).await?;
         let bookkeeping = if online {
@@ -106,6 +109,7 @@ impl Validator {
         let decoders = Decoders::new(RegistryClient::new(&self.config.registry.url));
         let tail = self.tail.as_ref().filter(|_| online);
         let round = Round {
+            migration: &self.config.migration,
             settings: &self.settings,
             source: &of_source,
             target: &of_target,
@@ -185,7 +189,7 @@ impl Validator {
             match round {
                 Ok(report) => {
                     observe::round_verified(&report);
-                    health.well(&format!("{} at the newest round", report.verdict.name()));
+                    health.ready(&format!("{} at the newest round", report.verdict.name()));
                 }
                 Err(error) if error.remedy() == Remedy::Stop => return Err(error),
                 Err(error) => {
@@ -267,18 +271,19 @@ const DIVERGENCE: &str = "divergence";
 impl Round<'_> {
     /// Reports of all selected tables, and the position through which all of them were verified.
     async fn tables(&self, only: Option<&str>) -> Result<(Vec<TableReport>, Option<Lsn>), Error> {
-        let chosen = |table: &&TableDefinition| only.is_none_or(|only| table.table().to_string() == only);
-        let tables: Vec<&TableDefinition> = self.source.tables.iter().filter(chosen).collect();
-        if let (Some(only), true) = (only, tables.is_empty()) {
+        let mut units = selection::units(&self.source.tables, self.migration);
+        let extra = if only.is_none() { self.extra_tables(&units) } else { Vec::new() };
+        units.retain(|unit| only.is_none_or(|only| unit.holds(only)));
+        if let (Some(only), true) = (only, units.is_empty()) {
             return Err(Error::NoSuchTable { table: only.to_owned() });
         }
         let mut pairs: Vec<Option<Pair>> = (0..PAIRS).map(|_| None).collect();
         let mut planner = None;
         let (mut reports, mut through) = (Vec::new(), None::<Lsn>);
-        for table in tables {
+        for unit in &units {
             let began = Instant::now();
-            let mut report = TableReport::new(table.table().to_string());
-            let verified = self.table(table, &mut pairs, &mut planner, &mut report).await;
+            let mut report = TableReport::new(unit.table.table().to_string());
+            let verified = self.table(unit, &mut pairs, &mut planner, &mut report).await;
             match verified {
                 Ok(verified) => through = through.into_iter().chain(verified).min(),
                 Err(error) if error.remedy() == Remedy::Stop => return Err(error),
@@ -289,19 +294,22 @@ impl Round<'_> {
                     report.failed(service::report(&error, service::Hint::hint(&error)).replace('\n', "; "));
                 }
             }
+            report.conclude();
             report.seconds = began.elapsed().as_secs_f64();
             observe::table_verified(&report);
             reports.push(report);
         }
-        if only.is_none() {
-            reports.extend(self.extra_tables());
-        }
+        reports.extend(extra);
         Ok((reports, through))
     }
 
-    /// Tables that only the target has.
-    fn extra_tables(&self) -> Vec<TableReport> {
-        let extra = self.target.tables.iter().filter(|table| self.source.table(&table.table()).is_none());
+    /// Tables that only the target has. It may divide a partitioned table in other ways than the source.
+    fn extra_tables(&self, units: &[Unit<'_>]) -> Vec<TableReport> {
+        let compared = |table: &TableName| units.iter().any(|unit| unit.table.table() == *table);
+        let extra = selection::members(&self.target.tables, self.migration).into_iter().filter(|chain| {
+            self.source.table(&chain[0].table()).is_none() && !chain.iter().any(|above| compared(&above.table()))
+        });
+        let extra = extra.map(|chain| chain[0]);
         let reported = |table: &TableDefinition| {
             let mut report = TableReport::new(table.table().to_string());
             report.find(Finding::schema(None, "table_extra", "only the target has this table"));
@@ -314,21 +322,19 @@ impl Round<'_> {
     /// Levels 0 to 2 of one table. Yields the position through which it was verified.
     async fn table(
         &self,
-        source: &TableDefinition,
+        unit: &Unit<'_>,
         pairs: &mut [Option<Pair>],
         planner: &mut Option<Session>,
         report: &mut TableReport,
     ) -> Result<Option<Lsn>, Error> {
+        let source = unit.table;
         let table = source.table();
         let Some(target) = self.target.table(&table) else {
             report.find(Finding::schema(None, "table_missing", "only the source has this table"));
             return Ok(None);
         };
-        self.definitions(&table, source, target, report);
-        if source.kind == "p" || target.kind == "p" {
-            // Its rows are its partitions'.
-            return Ok(None);
-        }
+        self.definitions(&table, (source, target), report);
+        self.partitions(unit, report);
         if self.online.is_some() && source.persistence == "u" {
             report.inconclusive("the table is unlogged: its changes are not replicated");
             return Ok(None);
@@ -357,17 +363,10 @@ impl Round<'_> {
     fn definitions(
         &self,
         table: &TableName,
-        source: &TableDefinition,
-        target: &TableDefinition,
+        (source, target): (&TableDefinition, &TableDefinition),
         report: &mut TableReport,
     ) {
-        let circumstances = Circumstances {
-            source: self.source,
-            target: self.target,
-            post_data_pending: self.bookkeeping.post_data_pending,
-            key_pending: self.bookkeeping.key_pending,
-        };
-        for finding in level0::compare(source, target, circumstances) {
+        for finding in level0::compare(source, target, self.circumstances()) {
             report.find(finding);
         }
         for (_, count, positions) in self.bookkeeping.divergences.iter().filter(|(name, ..)| name == table) {
@@ -375,6 +374,32 @@ impl Round<'_> {
             finding.count = *count;
             finding.detail = Some(format!("changes that found no row, at {}", positions.join(", ")));
             report.find(finding);
+        }
+    }
+
+    fn circumstances(&self) -> Circumstances<'_> {
+        Circumstances {
+            source: self.source,
+            target: self.target,
+            post_data_pending: self.bookkeeping.post_data_pending,
+            key_pending: self.bookkeeping.key_pending,
+        }
+    }
+
+    /// Level 0 of the partitions that both sides have under one name.
+    fn partitions(&self, unit: &Unit<'_>, report: &mut TableReport) {
+        for source in &unit.partitions {
+            let name = source.table();
+            let findings = match self.target.table(&name) {
+                Some(target) => level0::compare(source, target, self.circumstances()),
+                None => {
+                    vec![Finding::schema(None, "partition_missing", "the target divides the table otherwise").as_note()]
+                }
+            };
+            for mut finding in findings {
+                finding.detail = Some(format!("partition {name}: {}", finding.detail.unwrap_or_default()));
+                report.find(finding);
+            }
         }
     }
 
@@ -393,7 +418,8 @@ impl Round<'_> {
                 of.column(name).map(|column| Field { name: column.name.clone(), base: column.base.clone() })
             };
             let fields: Option<Vec<Field>> = common.iter().map(field).collect();
-            Some(Layout { table: of.table(), fields: fields?, key, lane: self.hashes })
+            let partitioned = of.partitioned();
+            Some(Layout { table: of.table(), fields: fields?, key, partitioned, lane: self.hashes })
         };
         let key = key?;
         if common.is_empty() {

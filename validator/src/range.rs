@@ -125,9 +125,9 @@ async fn boundary(
     let texts: Vec<String> =
         layout.key.iter().map(|at| printed(&layout.fields[*at].base, &layout.stored(*at))).collect();
     let sql = format!(
-        "SELECT ARRAY[{}]::text[] FROM ONLY {} AS t WHERE {} ORDER BY {} OFFSET {} LIMIT 1",
+        "SELECT ARRAY[{}]::text[] FROM {} AS t WHERE {} ORDER BY {} OFFSET {} LIMIT 1",
         texts.join(", "),
-        layout.table.quoted(),
+        layout.relation(),
         range.condition(layout, |at| layout.stored(at)),
         stored.join(", "),
         rows.saturating_sub(1)
@@ -152,6 +152,7 @@ mod tests {
             table: TableName::new("public", "t"),
             fields: vec![field("a", "int8"), field("b", "text")],
             key: vec![0, 1],
+            partitioned: false,
             lane: HashLane::Extended,
         };
         let key = vec!["7".to_owned(), "it's".to_owned()];

@@ -100,15 +100,21 @@ pub async fn position(source: &mut Session) -> Result<(SourceSnapshot, Lsn), Err
     Ok((snapshot, written))
 }
 
-/// Whether the table's file is still the one that the snapshot's catalog names: a table that was truncated or rewritten under
-/// a snapshot reads as empty without any error.
+/// Whether the table's file, or each of its partitions', is still the one that the snapshot's catalog names: a table that
+/// was truncated or rewritten under a snapshot reads as empty without any error.
 ///
 /// # Errors
 /// `Database`; also when the table is gone.
 pub async fn same_file(session: &mut Session, table: &TableName) -> Result<bool, Error> {
     let doing = format!("looking at the file of {table}");
-    let sql = "SELECT c.relfilenode = pg_relation_filenode(c.oid) FROM pg_class c \
-               JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
+    // Only relations of kind r have a file of rows.
+    let sql = "WITH RECURSIVE part (oid, relkind) AS ( \
+                 SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 \
+                 UNION ALL SELECT c.oid, c.relkind FROM part p JOIN pg_inherits i ON i.inhparent = p.oid \
+                 JOIN pg_class c ON c.oid = i.inhrelid WHERE p.relkind = 'p') \
+               SELECT bool_and(p.relkind <> 'r' OR coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)) \
+               FROM part p JOIN pg_class c ON c.oid = p.oid";
     let bound = statement(sql.into()).bind(table.schema.clone()).bind(table.name.clone());
     let rows = session.rows(&doing, bound).await?;
     match rows.first() {
@@ -228,11 +234,11 @@ pub async fn check_images(
         .collect();
     let judged = if judged.is_empty() { "''".to_owned() } else { judged.join(" || ") };
     let sql = format!(
-        "SELECT e.o, v.found IS NOT NULL, {judged} FROM {} LEFT JOIN LATERAL (SELECT true AS found, {} FROM ONLY {} AS t \
+        "SELECT e.o, v.found IS NOT NULL, {judged} FROM {} LEFT JOIN LATERAL (SELECT true AS found, {} FROM {} AS t \
          WHERE {}) AS v ON true",
         images.relation_with(1, &["flags"]),
         stored.join(", "),
-        layout.table.quoted(),
+        layout.relation(),
         layout.same_key(|at| layout.stored(at))
     );
     let bound = images.bind(statement(sql)).bind(flags);

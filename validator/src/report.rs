@@ -130,6 +130,13 @@ impl TableReport {
         }
     }
 
+    /// A table of which nothing was read is no match, however it came to that.
+    pub fn conclude(&mut self) {
+        if self.verdict == Verdict::Match && self.chunks == 0 {
+            self.inconclusive("no row of it was compared");
+        }
+    }
+
     pub fn inconclusive(&mut self, reason: impl Into<String>) {
         self.verdict = self.verdict.worst(Verdict::Inconclusive);
         self.reason.get_or_insert_with(|| reason.into());
@@ -263,6 +270,16 @@ mod tests {
         assert_eq!((table.verdict, table.reason.as_deref()), (Verdict::Inconclusive, Some("lag")));
         table.find(Finding::schema(None, "index_missing", "i"));
         assert_eq!(table.verdict, Verdict::Mismatch);
+    }
+
+    #[test]
+    fn a_table_of_which_no_range_was_compared_is_no_match() {
+        let mut table = TableReport::new("t");
+        table.conclude();
+        assert_eq!(table.verdict, Verdict::Inconclusive);
+        let mut table = TableReport { chunks: 1, ..TableReport::new("t") };
+        table.conclude();
+        assert_eq!(table.verdict, Verdict::Match);
     }
 
     #[test]

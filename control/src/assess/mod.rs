@@ -5,6 +5,7 @@
 //! source. The judgments are pure functions beside the queries that feed them; `estimate` is pure as a whole.
 
 pub mod estimate;
+mod publication;
 mod render;
 mod sample;
 pub mod source;
@@ -153,7 +154,9 @@ async fn check_source(
     source::kinds(all, config, findings);
     source::replication(source, config, findings).await?;
     source::privileges(source, &tables::selected(all, &config.migration), findings).await?;
-    source::existing(source, config, ours, findings).await?;
+    source::slot(source, config, ours, findings).await?;
+    publication::existing(source, config, all, findings).await?;
+    publication::partitions(source, config, findings).await?;
     source::activity(source, findings).await
 }
 

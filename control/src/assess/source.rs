@@ -271,11 +271,11 @@ pub async fn activity(source: &Database, findings: &mut Findings) -> Result<(), 
     Ok(())
 }
 
-/// Slot and publication of our names that are there already. `ours`: the target knows a lane of this slot.
+/// A slot of our name that is there already. `ours`: the target knows a lane of this slot.
 ///
 /// # Errors
 /// `Sql`.
-pub async fn existing(source: &Database, config: &Config, ours: bool, findings: &mut Findings) -> Result<(), Error> {
+pub async fn slot(source: &Database, config: &Config, ours: bool, findings: &mut Findings) -> Result<(), Error> {
     let slot = &config.migration.slot;
     let sql = "SELECT coalesce(plugin::text, ''), active, coalesce(active_pid, 0), coalesce(database::text, ''),
         pg_catalog.current_database()::text, coalesce(wal_status, '') FROM pg_catalog.pg_replication_slots WHERE slot_name = $1";
@@ -302,19 +302,6 @@ pub async fn existing(source: &Database, config: &Config, ours: bool, findings: 
         } else {
             let who = if active { format!(" and in use by process {pid}") } else { String::new() };
             findings.note("slot", format!("slot {slot} exists{who}: the migration goes on from it"), "");
-        }
-    }
-    let publication = &config.migration.publication;
-    let sql = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication WHERE pubname = $1";
-    if let Some(row) = source.rows("its publications", sql, &[publication]).await?.first() {
-        if source.get::<bool>(row, 0)? {
-            findings.note("publication", format!("publication {publication} exists; the migration uses it"), "");
-        } else {
-            findings.blocker(
-                "publication",
-                format!("publication {publication} exists and leaves out some operations"),
-                format!("ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate') on the source, or another name in [migration] publication", changelog::table::quote_identifier(publication)),
-            );
         }
     }
     Ok(())

@@ -54,7 +54,7 @@ pub fn compare(source: &Server, target: &Server, findings: &mut Findings) {
     }
 }
 
-/// Rights of our user on the target. `session_replication_role` is tried in a transaction that is rolled back.
+/// Rights of our user on the target.
 ///
 /// # Errors
 /// `Sql`.
@@ -84,14 +84,11 @@ pub async fn privileges(target: &Database, findings: &mut Findings) -> Result<()
             format!("GRANT CREATE ON DATABASE {database} TO {user} on the target"),
         );
     }
-    let tried = "BEGIN; SET LOCAL session_replication_role = replica; ROLLBACK";
-    if target.client.batch_execute(tried).await.is_err() {
-        // The failed statement leaves the transaction open.
-        target.batch("ending a transaction", "ROLLBACK").await?;
+    if !target.may_replicate().await? {
         findings.warning(
             "target_replication_role",
-            format!("user {user} may not set session_replication_role on the target: triggers and foreign keys there would fire on what was applied already"),
-            format!("GRANT SET ON PARAMETER session_replication_role TO {user} on the target (PostgreSQL 15+), or a superuser"),
+            format!("user {user} may not set session_replication_role on the target: triggers, rules and foreign keys are not built there before the cutover, because they would fire on what the lane applies"),
+            target.replicate_hint().await?,
         );
     }
     if !target.get::<bool>(&row, 4)? {

@@ -6,7 +6,7 @@
 //!   target: pre-data, the list of later steps (open transaction)    rolled back
 //!   source: replica identities, publication                         restored, dropped
 //!   target: commit
-//! later runs: tables that are new; and once the lane is level with the source, the `post` steps
+//! later runs: tables that are new; and once the lane is level with the source, the `post` and `cutover` steps
 //! ```
 //!
 //! What will be changed on the source is written down before it is changed, so that `dflux cleanup` knows it whatever happens. What

@@ -23,17 +23,33 @@ struct Waiting {
 }
 
 const WAITING: &str = "SELECT id, coalesce(schema_name, ''), coalesce(table_name, ''), coalesce(name, ''), statement
-    FROM dflux.schema_step WHERE migration = $1 AND kind = 'post' AND done_at IS NULL ORDER BY id";
+    FROM dflux.schema_step WHERE migration = $1 AND kind = ANY ($2) AND done_at IS NULL ORDER BY id";
+const ALL: [&str; 2] = ["post", "cutover"];
 /// How long a step waits for a lock before it gives the lane way.
 const LOCK_WAIT: &str = "SET lock_timeout = '5s'";
 const LOCK_TRIES: u32 = 12;
 
-/// Number of `post` steps that are not done.
+/// Number of steps that are not done.
 ///
 /// # Errors
 /// `Sql`.
 pub async fn waiting(target: &Database, config: &Config) -> Result<usize, Error> {
-    Ok(target.rows("the steps that wait", WAITING, &[&config.migration.name]).await?.len())
+    Ok(steps(target, config, &ALL).await?.len())
+}
+
+async fn steps(target: &Database, config: &Config, kinds: &[&str]) -> Result<Vec<Waiting>, Error> {
+    let rows = target.rows("the steps that wait", WAITING, &[&config.migration.name, &kinds]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Waiting {
+                id: target.get(row, 0)?,
+                schema: target.get(row, 1)?,
+                table: target.get(row, 2)?,
+                name: target.get(row, 3)?,
+                statement: target.get(row, 4)?,
+            })
+        })
+        .collect()
 }
 
 /// Runs what is left. Steps of one object stop at its first error; the others go on.
@@ -41,18 +57,15 @@ pub async fn waiting(target: &Database, config: &Config) -> Result<usize, Error>
 /// # Errors
 /// `Steps` when any failed; each has said why and stands with its error in `dflux.schema_step`.
 pub async fn run(config: &Config, target: &Database) -> Result<(), Error> {
-    let mut steps = Vec::new();
-    for row in target.rows("the steps that wait", WAITING, &[&config.migration.name]).await? {
-        steps.push(Waiting {
-            id: target.get(&row, 0)?,
-            schema: target.get(&row, 1)?,
-            table: target.get(&row, 2)?,
-            name: target.get(&row, 3)?,
-            statement: target.get(&row, 4)?,
-        });
+    let granted = target.may_replicate().await?;
+    let steps = steps(target, config, if granted { &ALL } else { &ALL[..1] }).await?;
+    if granted {
+        renew_sessions(config, target).await?;
+    } else {
+        say_held_back(config, target).await?;
     }
     if steps.is_empty() {
-        println!("prepared: every step is done");
+        println!("prepared: every {} is done", if granted { "step" } else { "other step" });
         return Ok(());
     }
     let total = steps.len();
@@ -91,6 +104,37 @@ pub async fn run(config: &Config, target: &Database) -> Result<(), Error> {
         return Err(Error::Steps { failed: failures, total });
     }
     println!("prepared: {total} step(s) done");
+    Ok(())
+}
+
+/// The right may be newer than the consumer's sessions, which ask for it when they begin: they end, and it opens others. A
+/// superuser's always had it.
+async fn renew_sessions(config: &Config, target: &Database) -> Result<(), Error> {
+    let lane = format!("{}/forward", config.migration.name);
+    // With a URL that the consumer cannot read there is none.
+    let Ok(sessions) = consumer::target::Sessions::new(&config.target.url, &lane) else { return Ok(()) };
+    if steps(target, config, &ALL[1..]).await?.is_empty() {
+        return Ok(());
+    }
+    let sql = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
+        JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid WHERE a.application_name = $1
+        AND a.datname = pg_catalog.current_database() AND NOT r.rolsuper";
+    target.rows("ending the consumer's sessions", sql, &[&sessions.leader_name()]).await.map(|_| ())
+}
+
+/// What is not built, because it would fire on what the lane applies.
+async fn say_held_back(config: &Config, target: &Database) -> Result<(), Error> {
+    let held = steps(target, config, &ALL[1..]).await?;
+    for step in &held {
+        println!("waits  {}.{} {}", step.schema, step.table, step.name);
+    }
+    if !held.is_empty() {
+        println!(
+            "{} step(s) wait for the cutover: triggers, rules and foreign keys would fire on what the lane applies\nhint: {}",
+            held.len(),
+            target.replicate_hint().await?
+        );
+    }
     Ok(())
 }
 

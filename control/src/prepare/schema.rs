@@ -192,7 +192,7 @@ pub fn say(plan: &Plan, counted: &Counted) {
     println!(
         "target: {} key step(s) for after the load, {} step(s) for after the catch-up ({} new)",
         count("key"),
-        count("post"),
+        count("post") + count("cutover"),
         counted.steps
     );
     for title in &plan.left_out {

@@ -16,7 +16,8 @@ pub struct Recorded {
     had_publication: bool,
 }
 
-fn failed(error: producer::error::Error) -> Error {
+/// The producer's error with its hint.
+pub(crate) fn failed(error: producer::error::Error) -> Error {
     let hint = error.hint();
     Error::Source { source: Box::new(error), hint }
 }

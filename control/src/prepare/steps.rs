@@ -1,5 +1,6 @@
-//! Post-data as steps: what the consumer must build before it applies changes (`key`), and what waits until after the
-//! catch-up (`post`), each statement in the form that disturbs a running lane least. Pure.
+//! Post-data as steps: what the consumer must build before it applies changes (`key`), what waits until after the catch-up
+//! (`post`), and what may stand beside a running lane only where the lane's role keeps it from firing (`cutover`). Each
+//! statement is in the form that disturbs a running lane least. Pure.
 
 use std::collections::{HashMap, HashSet};
 
@@ -18,6 +19,9 @@ pub enum Kind {
     Key,
     /// A later `dflux prepare`, while the lane runs.
     Post,
+    /// The same where the target's user may set `session_replication_role`; else it waits for the cutover. A trigger or a
+    /// rule would do again what it did on the source, and a foreign key would delete rows before their events arrive.
+    Cutover,
 }
 
 impl Kind {
@@ -25,6 +29,7 @@ impl Kind {
         match self {
             Kind::Key => "key",
             Kind::Post => "post",
+            Kind::Cutover => "cutover",
         }
     }
 }
@@ -72,10 +77,13 @@ pub struct Catalog {
     pub indexes: HashMap<u32, Index>,
 }
 
-/// The steps of all post-data entries in their order; a `key` step never depends on a `post` step. `pre` are the entries that
-/// they may depend on.
+/// Entries that change or refuse rows while changes are applied. Row security filters them where it is forced on the owner.
+const FIRES: [&str; 4] = ["TRIGGER", "RULE", "FK CONSTRAINT", "ROW SECURITY"];
+
+/// The steps of all post-data entries in their order; a `key` step never depends on a `post` step, nor these on a `cutover`
+/// step. `pre` are the entries that they may depend on.
 pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
-    let mut key_entries: HashSet<u32> = HashSet::new();
+    let (mut key_entries, mut cutover_entries) = (HashSet::new(), HashSet::new());
     let relation = |entry: &&Entry| matches!(entry.kind.as_str(), "TABLE" | "MATERIALIZED VIEW" | "VIEW");
     let named = |entry: &Entry| (entry.id, TableName::new(entry.schema.clone(), entry.name.clone()));
     let mut tables: HashMap<u32, TableName> = pre.iter().filter(relation).map(named).collect();
@@ -89,10 +97,17 @@ pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
             // A partition's key is attached to its parent's once both are there. Comments on keys can wait.
             (None, None) => entry.kind == "INDEX ATTACH" && entry.depends_on.iter().any(|id| key_entries.contains(id)),
         };
-        let kind = if of_key { Kind::Key } else { Kind::Post };
-        if of_key {
+        // The comment on a trigger, say.
+        let follows = entry.depends_on.iter().any(|id| cutover_entries.contains(id));
+        let kind = if of_key {
             key_entries.insert(entry.id);
-        }
+            Kind::Key
+        } else if fires(entry) || follows {
+            cutover_entries.insert(entry.id);
+            Kind::Cutover
+        } else {
+            Kind::Post
+        };
         let table = constraint.map(|c| c.table.clone()).or_else(|| index.map(|i| i.table.clone()));
         let table = table.or_else(|| entry.depends_on.iter().find_map(|id| tables.get(id).cloned()));
         let table = table.unwrap_or_else(|| TableName::new(entry.schema.clone(), ""));
@@ -113,6 +128,11 @@ pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
         }));
     }
     steps
+}
+
+fn fires(entry: &Entry) -> bool {
+    // The rule of this name is a view itself, which pg_dump could not write before what it needs.
+    FIRES.contains(&entry.kind.as_str()) && !entry.name.ends_with(" _RETURN")
 }
 
 /// pg_dump names a trigger, a rule or a policy `table object`.
@@ -235,7 +255,7 @@ mod tests {
         let steps = split(&entries, &[], &catalog);
         let keys: Vec<&str> = steps.iter().filter(|s| s.kind == Kind::Key).map(|s| s.name.as_str()).collect();
         assert_eq!(keys, ["t_pkey", "entry 6"]);
-        let posts: Vec<&str> = steps.iter().filter(|s| s.kind == Kind::Post).map(|s| s.statement.as_str()).collect();
+        let posts: Vec<&str> = steps.iter().filter(|s| s.kind != Kind::Key).map(|s| s.statement.as_str()).collect();
         assert_eq!(
             posts,
             [
@@ -283,6 +303,28 @@ mod tests {
             Entry { name: "t audit".into(), ..entry(2, 2620, "TRIGGER", &[9, 1], "CREATE TRIGGER audit …;") };
         let steps = split(&[trigger], &[table], &Catalog::default());
         assert_eq!((steps[0].table.name.as_str(), steps[0].name.as_str()), ("t", "audit"));
+    }
+
+    #[test]
+    fn what_would_fire_on_applied_rows_waits_with_all_that_depends_on_it() {
+        let entries = [
+            entry(1, 2620, "TRIGGER", &[], "CREATE TRIGGER x …;"),
+            entry(2, 0, "COMMENT", &[1], "COMMENT ON TRIGGER x …;"),
+            entry(3, 2618, "RULE", &[], "CREATE RULE r …;"),
+            entry(
+                4,
+                PG_CONSTRAINT,
+                "FK CONSTRAINT",
+                &[],
+                "ALTER TABLE ONLY public.t ADD CONSTRAINT f FOREIGN KEY (a) …;",
+            ),
+            entry(5, PG_CLASS, "INDEX", &[], "CREATE INDEX i ON public.t USING btree (a);"),
+            entry(6, 0, "COMMENT", &[5], "COMMENT ON INDEX i …;"),
+            Entry { name: "v _RETURN".into(), ..entry(7, 2618, "RULE", &[], "CREATE OR REPLACE VIEW v …;") },
+        ];
+        let kinds: Vec<Kind> = split(&entries, &[], &Catalog::default()).into_iter().map(|step| step.kind).collect();
+        let (post, cutover) = (Kind::Post, Kind::Cutover);
+        assert_eq!(kinds, [cutover, cutover, cutover, cutover, post, post, post]);
     }
 
     #[test]

@@ -31,6 +31,9 @@ pub struct Lane {
     pub heartbeat_age_seconds: Option<f64>,
     pub incomplete: i64,
     pub pending_steps: i64,
+    pub cutover_steps: i64,
+    /// What would let `dflux prepare` build these; none where it may.
+    pub cutover_steps_hint: Option<String>,
 }
 
 /// The slot, and the source's clock and WAL at the moment of asking.
@@ -86,7 +89,8 @@ const LANE: &str = "SELECT coalesce(phase, ''), commit_lsn::text, coalesce(ordin
     changes_applied, transactions_applied, diverged, error, error_hint, instance,
     extract(epoch FROM clock_timestamp() - heartbeat_at)::float8,
     (SELECT count(*) FROM dflux.incomplete i WHERE i.lane = l.lane),
-    (SELECT count(*) FROM dflux.schema_step s WHERE s.migration = $2 AND s.kind = 'post' AND s.done_at IS NULL)
+    (SELECT count(*) FROM dflux.schema_step s WHERE s.migration = $2 AND s.kind = 'post' AND s.done_at IS NULL),
+    (SELECT count(*) FROM dflux.schema_step s WHERE s.migration = $2 AND s.kind = 'cutover' AND s.done_at IS NULL)
   FROM dflux.lane l WHERE lane = $1";
 
 /// # Errors
@@ -99,6 +103,9 @@ pub async fn read(target: &Database, config: &Config) -> Result<Option<Lane>, Er
     let lane = format!("{migration}/forward");
     let rows = target.rows("its lane", LANE, &[&lane, migration]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
+    let cutover_steps: i64 = target.get(row, 17)?;
+    let held = cutover_steps > 0 && !target.may_replicate().await?;
+    let cutover_steps_hint = if held { Some(target.replicate_hint().await?) } else { None };
     Ok(Some(Lane {
         phase: target.get(row, 0)?,
         commit_lsn: target.get(row, 1)?,
@@ -117,6 +124,8 @@ pub async fn read(target: &Database, config: &Config) -> Result<Option<Lane>, Er
         heartbeat_age_seconds: target.get(row, 14)?,
         incomplete: target.get(row, 15)?,
         pending_steps: target.get(row, 16)?,
+        cutover_steps,
+        cutover_steps_hint,
     }))
 }
 

@@ -8,16 +8,21 @@ pub mod progress;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use changelog::{Lane as Direction, TableName, Topics};
+use producer::source::{catalog, publication};
 use serde::Serialize;
 use service::Config;
 
 use crate::error::Exit;
+use crate::prepare::source::failed;
 use crate::topics::Kafka;
 use crate::{Database, Error};
 use lane::{Lane, Slot};
 use progress::{Backfill, Loaded};
+
+const CATALOG_EVERY: Duration = Duration::from_secs(10);
 
 /// What `--json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -26,6 +31,8 @@ pub struct Status {
     /// `unprepared`, `prepared`, `starting`, `backfill`, `indexing`, `catching_up`, `streaming`, `stopped`, `unknown`.
     pub phase: &'static str,
     pub lanes: Vec<LaneStatus>,
+    /// Tables that the patterns select and the publication lacks: created later, or partitions of a table without a key.
+    pub unpublished: Vec<String>,
     /// Parts that did not answer.
     pub unreachable: Vec<String>,
 }
@@ -49,6 +56,10 @@ pub struct LaneStatus {
     pub diverged: i64,
     /// Steps that `dflux prepare` will do after the catch-up.
     pub pending_steps: i64,
+    /// Triggers, rules and foreign keys that must not fire on what the lane applies.
+    pub cutover_steps: i64,
+    /// Why those wait for the cutover, as what would let `dflux prepare` build them; none where it may.
+    pub cutover_steps_hint: Option<String>,
     pub instance: Option<String>,
     pub heartbeat_age_seconds: Option<f64>,
     pub error: Option<String>,
@@ -91,11 +102,13 @@ pub(crate) struct Reader<'a> {
     config: &'a Config,
     source: Option<Database>,
     target: Option<Database>,
+    /// When the catalog was asked, and what it said.
+    unpublished: Option<(Instant, Vec<String>)>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(config: &'a Config) -> Reader<'a> {
-        Reader { config, source: None, target: None }
+        Reader { config, source: None, target: None, unpublished: None }
     }
 
     pub(crate) async fn read(&mut self) -> Result<Status, Error> {
@@ -121,6 +134,16 @@ impl<'a> Reader<'a> {
                 None
             }
         };
+        let unpublished = match self.read_unpublished().await {
+            Ok(unpublished) => unpublished,
+            Err(error) => {
+                // A source that does not answer is named already.
+                if source.is_some() {
+                    note(&mut unreachable, &error);
+                }
+                Vec::new()
+            }
+        };
         let ledger = Topics::new(&self.config.migration.name, Direction::Forward).ledger();
         let backfill = match Kafka::new(&self.config.kafka).ledger(&ledger).await {
             Ok(records) if records.is_empty() => None,
@@ -143,7 +166,7 @@ impl<'a> Reader<'a> {
         } else {
             Vec::new()
         };
-        Ok(Status { migration: self.config.migration.name.clone(), phase, lanes, unreachable })
+        Ok(Status { migration: self.config.migration.name.clone(), phase, lanes, unpublished, unreachable })
     }
 
     async fn read_target(&mut self) -> Result<(bool, Option<Lane>, BTreeMap<TableName, Vec<Loaded>>), Error> {
@@ -154,10 +177,31 @@ impl<'a> Reader<'a> {
         Ok((prepared, lane, loaded))
     }
 
+    /// Looks into the catalog every few looks of `--watch`.
+    async fn read_unpublished(&mut self) -> Result<Vec<String>, Error> {
+        if let Some((_, held)) = self.unpublished.as_ref().filter(|(asked, _)| asked.elapsed() < CATALOG_EVERY) {
+            return Ok(held.clone());
+        }
+        let source = connected(&mut self.source, "source", &self.config.source.url).await?;
+        let found = unpublished(source, self.config).await?;
+        self.unpublished = Some((Instant::now(), found.clone()));
+        Ok(found)
+    }
+
     async fn read_source(&mut self, applied: Option<&str>) -> Result<(f64, Slot, Option<i64>), Error> {
         let source = connected(&mut self.source, "source", &self.config.source.url).await?;
         lane::read_source(source, &self.config.migration.slot, applied).await
     }
+}
+
+/// By the producer's rule; none before there is a publication.
+async fn unpublished(source: &Database, config: &Config) -> Result<Vec<String>, Error> {
+    let migration = &config.migration;
+    let published = publication::published(&source.client, &migration.publication).await.map_err(failed)?;
+    let Some(published) = published else { return Ok(Vec::new()) };
+    let selection = catalog::select(&catalog::all_tables(&source.client).await.map_err(failed)?, migration);
+    let missing = selection.published.iter().filter(|table| !published.contains(&table.name));
+    Ok(missing.map(|table| table.name.to_string()).collect())
 }
 
 async fn connected<'a>(held: &'a mut Option<Database>, role: &'static str, url: &str) -> Result<&'a Database, Error> {
@@ -208,6 +252,8 @@ fn lane_status(
         incomplete: lane.incomplete,
         diverged: lane.diverged,
         pending_steps: lane.pending_steps,
+        cutover_steps: lane.cutover_steps,
+        cutover_steps_hint: lane.cutover_steps_hint,
         instance: lane.instance,
         heartbeat_age_seconds: lane.heartbeat_age_seconds.map(|age| (age * 10.0).round() / 10.0),
         error: lane.error,
@@ -284,8 +330,16 @@ pub(crate) fn text(status: &Status) -> String {
                 lane.diverged
             );
         }
-        if lane.pending_steps > 0 {
-            let _ = writeln!(out, "  {} step(s) wait for dflux prepare", lane.pending_steps);
+        let (waiting, held) = match lane.cutover_steps_hint {
+            Some(_) => (lane.pending_steps, lane.cutover_steps),
+            None => (lane.pending_steps + lane.cutover_steps, 0),
+        };
+        if waiting > 0 {
+            let _ = writeln!(out, "  {waiting} step(s) wait for dflux prepare");
+        }
+        if held > 0 {
+            let _ = writeln!(out, "  {held} trigger(s), rule(s) and foreign key step(s) wait for the cutover");
+            let _ = writeln!(out, "  hint: {}", lane.cutover_steps_hint.as_deref().unwrap_or_default());
         }
         if let Some(error) = &lane.error {
             let _ = writeln!(out, "  error: {error}");
@@ -293,6 +347,10 @@ pub(crate) fn text(status: &Status) -> String {
                 let _ = writeln!(out, "  hint: {hint}");
             }
         }
+    }
+    for table in &status.unpublished {
+        let _ = writeln!(out, "not published, so not migrated: {table}");
+        let _ = writeln!(out, "  hint: dflux prepare, then dflux resync {table}");
     }
     for part in &status.unreachable {
         let _ = writeln!(out, "no answer: {part}");

@@ -113,6 +113,11 @@ impl Screen {
                 footer.extend(lane.hint.iter().map(|hint| format!("hint: {hint}")));
             }
         }
+        footer.extend(
+            status.unpublished.iter().map(|table| {
+                format!("not published, so not migrated: {table}; dflux prepare, then dflux resync {table}")
+            }),
+        );
         footer.extend(status.unreachable.iter().map(|part| format!("no answer: {part}")));
         self.footer.set_message(footer.join("\n"));
     }
