@@ -757,3 +757,32 @@ fn every_supported_version_is_read_with_generated_columns_and_partitions() {
         assert_eq!(producer.terminate().unwrap(), Some(0));
     }
 }
+
+#[test]
+fn only_what_this_migrations_other_lane_wrote_is_left_out() {
+    let running = Running::start("origins", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
+    let (source, name) = (&running.source, &running.migration.name);
+    let (ours, others) = (format!("{name}/reverse"), [format!("{name}x/reverse"), "another/forward".to_owned()]);
+    let mut id = 0;
+    for lane in others.iter().chain([&ours]) {
+        let origin = changelog::origin::origin_name(lane);
+        id += 1;
+        source.run(&format!("SELECT pg_replication_origin_create('{origin}')")).unwrap();
+        source.run(&format!("SELECT pg_replication_origin_session_setup('{origin}')")).unwrap();
+        source.run(&format!("INSERT INTO t VALUES ({id}, 'origin {lane}')")).unwrap();
+        source.run("SELECT pg_replication_origin_session_reset()").unwrap();
+        source.run(&format!("SELECT pg_replication_origin_drop('{origin}')")).unwrap();
+        id += 1;
+        let message =
+            format!("SELECT pg_logical_emit_message(true, '{}', '{lane}')", changelog::origin::MESSAGE_PREFIX);
+        source.run(&format!("BEGIN; {message}; INSERT INTO t VALUES ({id}, 'message {lane}'); COMMIT")).unwrap();
+    }
+    running.barrier();
+    let lane = running.lane(&["t"]);
+    let written: Vec<String> =
+        lane.events.values().flatten().map(|event| event.after.as_ref().unwrap()[1].clone().unwrap()).collect();
+    let expected: Vec<String> =
+        others.iter().flat_map(|lane| [format!("origin {lane}"), format!("message {lane}")]).collect();
+    assert_eq!(written, expected);
+    assert_eq!(running.producer.metric("dflux_producer_transactions_filtered_total").unwrap(), Some(2.0));
+}
