@@ -759,6 +759,68 @@ fn every_supported_version_is_read_with_generated_columns_and_partitions() {
 }
 
 #[test]
+fn a_table_that_is_dropped_or_excluded_after_the_last_event_is_no_lost_topic() {
+    let mut running = Running::start("dropped", LOAD_SCHEMA, &[]);
+    let again = |running: &Running, name: &str| {
+        let producer = running.migration.service("producer").name(name).start().unwrap();
+        streaming(&producer);
+        producer
+    };
+    for (table, leave) in [("log", "DROP TABLE log"), ("total", "")] {
+        let change = if table == "log" { "INSERT INTO log (v) VALUES (1)" } else { "UPDATE total SET n = 1" };
+        running.source.run(change).unwrap();
+        running.barrier();
+        assert_eq!(running.producer.terminate().unwrap(), Some(0));
+        if leave.is_empty() {
+            let exclude = toml::Value::Array(vec![format!("public.{table}").into()]);
+            running.source.run("CREATE TABLE other (id int PRIMARY KEY)").unwrap();
+            running.migration.configure(&[("migration", "exclude", exclude)]).unwrap();
+        } else {
+            running.source.run(leave).unwrap();
+        }
+        running.producer = again(&running, &format!("without-{table}"));
+    }
+    // The excluded one's topic must be there all the same: the consumer may not have read it.
+    assert_eq!(running.producer.terminate().unwrap(), Some(0));
+    let topics = Topics::new(&running.migration.name, changelog::Lane::Forward);
+    let topic = topics.table(&changelog::TableName::new("public", "total"));
+    stack::shared().unwrap().broker.delete_topic(&topic).unwrap();
+    let log = ended(&running.migration.service("producer").name("lost").start().unwrap());
+    assert!(log.contains(&format!("topic {topic} was made anew or lost records")), "{log}");
+}
+
+#[test]
+fn a_source_restored_from_an_older_copy_of_its_disk_is_refused() {
+    let server = Server::start(Options::new("restored")).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let migration = own("restored", &server, broker);
+    migration.source().unwrap().run(LOAD_SCHEMA).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    streaming(&producer);
+    barrier(broker, &migration.name, &migration.source().unwrap());
+    assert_eq!(producer.terminate().unwrap(), Some(0));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    let (data, kept) = (server.data(), server.data().with_extension("kept"));
+    server.stop().unwrap();
+    copy(&data, &kept);
+    server.start_again().unwrap();
+    let producer = migration.service("producer").name("second").start().unwrap();
+    streaming(&producer);
+    let source = migration.source().unwrap();
+    source.run("INSERT INTO log (v) SELECT g FROM generate_series(1, 20000) g").unwrap();
+    barrier(broker, &migration.name, &source);
+    assert_eq!(producer.terminate().unwrap(), Some(0));
+    server.crash().unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&kept, &data).unwrap();
+    server.start_again().unwrap();
+    let log = ended(&migration.service("producer").name("third").start().unwrap());
+    assert!(log.contains("set back to an earlier state") && log.contains("hint: dflux cleanup"), "{log}");
+}
+
+#[test]
 fn only_what_this_migrations_other_lane_wrote_is_left_out() {
     let running = Running::start("origins", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
     let (source, name) = (&running.source, &running.migration.name);
