@@ -234,7 +234,8 @@ fn source_hint(error: &tokio_postgres::Error) -> Option<String> {
     match error.code().map(|code| code.code()) {
         Some("42501") => Some(
             "the role must own the tables and have CREATE on the database: GRANT owner TO role; GRANT CREATE ON DATABASE …; \
-             to read: GRANT SELECT ON ALL TABLES IN SCHEMA … TO role"
+             to read: GRANT SELECT ON ALL TABLES IN SCHEMA … TO role; where row-level security is forced: \
+             ALTER ROLE role BYPASSRLS, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY"
                 .into(),
         ),
         Some("42P01") => Some("the table was dropped or renamed: start again, or put it into [migration] exclude".into()),

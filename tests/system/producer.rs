@@ -15,7 +15,7 @@ use changelog::{Block, EventDecoder, LaneRecord, LedgerRecord, Lsn, Manifest, Ma
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tests::kafka::{self, Broker};
-use tests::postgres::{Options, Server};
+use tests::postgres::{Options, Proof, Server};
 use tests::registry::Registry;
 use tests::services::Service;
 use tests::sql::Session;
@@ -756,6 +756,44 @@ fn every_supported_version_is_read_with_generated_columns_and_partitions() {
         }
         assert_eq!(producer.terminate().unwrap(), Some(0));
     }
+}
+
+fn copied(producer: &Service) {
+    producer
+        .process()
+        .wait_until("the backfill is complete", LIMIT, || {
+            if producer.log().contains("backfill completed") { Ok(()) } else { Err("not yet") }
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_table_whose_policy_hides_rows_from_the_role_is_an_error_and_no_empty_copy() {
+    let server = Server::start(Options::new("policy")).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let mut migration = own("policy", &server, broker);
+    server.login("mover", Proof::Scram, "REPLICATION").unwrap();
+    server
+        .session("postgres")
+        .unwrap()
+        .run(
+            "CREATE TABLE secret (id int PRIMARY KEY); INSERT INTO secret SELECT generate_series(1, 100);
+             ALTER TABLE secret ENABLE ROW LEVEL SECURITY; ALTER TABLE secret FORCE ROW LEVEL SECURITY;
+             GRANT ALL ON DATABASE postgres TO mover; GRANT ALL ON SCHEMA public TO mover; ALTER TABLE secret OWNER TO mover",
+        )
+        .unwrap();
+    migration.addresses.source = server.url_as("mover", "postgres");
+    migration.configure(&[]).unwrap();
+    let log = ended(&migration.service("producer").start().unwrap());
+    assert!(log.contains("row-level security policy for table \"secret\""), "{log}");
+    assert!(log.contains("hint:") && log.contains("BYPASSRLS"), "{log}");
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &[]);
+    assert!(lane.chunks().is_empty());
+    server.session("postgres").unwrap().run("ALTER ROLE mover BYPASSRLS").unwrap();
+    let producer = migration.service("producer").name("again").start().unwrap();
+    copied(&producer);
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &[]);
+    assert_eq!(lane.chunks().values().map(|chunk| chunk.row_count).sum::<u64>(), 100);
 }
 
 #[test]
