@@ -22,7 +22,7 @@ use crate::backfill::snapshot::Snapshot;
 use crate::backfill::{self};
 use crate::error::{Error, Remedy};
 use crate::lane::Lane;
-use crate::publish::{Outgoing, StreamPublisher, TrackedPublisher};
+use crate::publish::{self, Outgoing, StreamPublisher, TrackedPublisher};
 use crate::resume::{self, Decision, Facts, LaneTail};
 use crate::source::catalog::{self, Selection};
 use crate::source::publication;
@@ -49,7 +49,7 @@ pub async fn run(context: Context, direction: Direction) -> Result<(), Error> {
     observe::describe();
     let Context { config, health, shutdown } = context;
     let lane = Lane::new(config, direction, shutdown.clone()).await?;
-    let queue_bytes = lane.config.producer.queue_bytes_max / 2;
+    let queue_bytes = publish::queue_bytes(&lane.config.producer);
     let kafka = &lane.config.kafka;
     let publishers = Publishers {
         stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes)?,

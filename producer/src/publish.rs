@@ -33,6 +33,11 @@ const FULL_WAIT: Duration = Duration::from_millis(20);
 /// partitions the requests alone queued for 100 ms and the broker was busy with nothing else.
 const STREAM_LINGER_MS: f32 = 5.0;
 
+/// What each of the two publishers may hold.
+pub fn queue_bytes(producer: &config::Producer) -> u64 {
+    producer.queue_bytes_max / 2
+}
+
 /// Once set, the process ends: after a hole nothing may follow.
 #[derive(Debug, Default)]
 struct Failure {
@@ -416,5 +421,20 @@ impl TrackedPublisher {
     /// Returns only when a record was refused for good.
     pub async fn failed(&self) -> Error {
         self.state.failure.wait().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_as_large_as_the_topics_take_fits_into_the_queue_by_default() {
+        let value = vec![0; RECORD_BYTES_MAX];
+        let record = Outgoing { topic: "t", partition: 0, key: None, value: &value };
+        let queue_bytes = queue_bytes(&config::Producer::default());
+        assert!(check_size(record, queue_bytes).is_ok());
+        let error = check_size(Outgoing { key: Some(&[0]), ..record }, queue_bytes).unwrap_err();
+        assert!(matches!(error, Error::RecordTooLarge { .. }), "{error}");
     }
 }

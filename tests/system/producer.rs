@@ -183,8 +183,10 @@ fn streaming(producer: &Service) {
         .unwrap();
 }
 
-/// Emits a marker and waits until it is in the topic: everything committed before is published.
+/// Emits a marker and waits until it is in its topic and what was committed before is acknowledged in every other: the
+/// marker may overtake the events of a large transaction, which lie in other partitions.
 fn barrier(broker: &Broker, migration: &str, source: &Session) {
+    let committed = source.value("SELECT pg_current_wal_insert_lsn()").unwrap();
     let text = stack::unique("barrier");
     source.run(&producer::markers::emit_sql(&text)).unwrap();
     let topic = Topics::new(migration, changelog::Lane::Forward).transactions();
@@ -197,6 +199,11 @@ fn barrier(broker: &Broker, migration: &str, source: &Session) {
         })
     })
     .unwrap();
+    let confirmed = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'dflux_{migration}' AND confirmed_flush_lsn >= '{committed}'"
+    );
+    wait::until_true("the slot is confirmed", LIMIT, || source.number(&confirmed).is_ok_and(|count| count == 1))
+        .unwrap();
 }
 
 /// Waits until the process has ended by itself; returns its last words.
@@ -885,4 +892,19 @@ fn only_what_this_migrations_other_lane_wrote_is_left_out() {
         others.iter().flat_map(|lane| [format!("origin {lane}"), format!("message {lane}")]).collect();
     assert_eq!(written, expected);
     assert_eq!(running.producer.metric("dflux_producer_transactions_filtered_total").unwrap(), Some(2.0));
+}
+
+#[test]
+fn a_row_as_large_as_a_record_may_be_goes_through_with_the_defaults() {
+    let running = Running::start("large", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
+    let bytes = (32 << 20) - (64 << 10);
+    running.source.run(&format!("INSERT INTO t VALUES (1, repeat('x', {bytes}))")).unwrap();
+    running.barrier();
+    let lane = running.lane(&["t"]);
+    let event = lane.events.values().flatten().next().unwrap();
+    assert_eq!(event.after.as_ref().unwrap()[1].as_ref().map(String::len), Some(bytes));
+    // And it is read again at a start, as the last of its partition.
+    assert_eq!(running.producer.terminate().unwrap(), Some(0));
+    let producer = running.migration.service("producer").name("second").start().unwrap();
+    streaming(&producer);
 }
