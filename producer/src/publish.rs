@@ -428,6 +428,34 @@ impl TrackedPublisher {
 mod tests {
     use super::*;
 
+    fn kafka(property: Option<(&str, &str)>) -> config::Kafka {
+        let properties = property.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        config::Kafka { brokers: "b:1".into(), properties, replication_factor: 1 }
+    }
+
+    /// librdkafka gives a record up after five minutes by default, and one that it gave up would be a hole.
+    #[test]
+    fn no_record_times_out_however_long_kafka_is_away_and_whatever_the_user_sets() {
+        let config = client_config(&kafka(None), "test", 1 << 20, 5.0).unwrap();
+        for (name, value) in [
+            ("message.timeout.ms", "0"),
+            ("enable.idempotence", "true"),
+            ("enable.gapless.guarantee", "true"),
+            ("acks", "all"),
+        ] {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        assert_eq!(config.get("retries").or(config.get("message.send.max.retries")), None, "as often as needed");
+        // Under each of librdkafka's names for it.
+        for name in ["message.timeout.ms", "delivery.timeout.ms", "retries", "message.send.max.retries"] {
+            let refused = client_config(&kafka(Some((name, "1000"))), "test", 1 << 20, 5.0);
+            assert!(matches!(refused, Err(Error::Service(service::Error::KafkaProperty { .. }))), "{name}");
+        }
+        // librdkafka itself agrees with the whole of it.
+        let state = Arc::new(StreamState::default());
+        assert!(create(&kafka(None), &config, StreamContext { state }).is_ok());
+    }
+
     #[test]
     fn a_record_as_large_as_the_topics_take_fits_into_the_queue_by_default() {
         let value = vec![0; RECORD_BYTES_MAX];
