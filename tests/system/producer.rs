@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use tests::kafka::{self, Broker};
 use tests::postgres::{Options, Proof, Server};
 use tests::registry::Registry;
-use tests::services::Service;
+use tests::services::{Service, run};
 use tests::sql::Session;
 use tests::stack::{self, Addresses, Migration};
 use tests::wait;
@@ -772,6 +772,46 @@ fn copied(producer: &Service) {
             if producer.log().contains("backfill completed") { Ok(()) } else { Err("not yet") }
         })
         .unwrap();
+}
+
+#[test]
+fn a_virtual_column_never_makes_a_write_of_the_application_fail() {
+    let server = Server::start(Options::new("virtual").version(18)).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let migration = own("virtual", &server, broker);
+    let source = migration.source().unwrap();
+    let columns = "a int, twice int GENERATED ALWAYS AS (a * 2)";
+    source
+        .run(&format!(
+            "CREATE TABLE keyless ({columns}); CREATE TABLE keyed (id int PRIMARY KEY, {columns});
+             CREATE TABLE wide (id int PRIMARY KEY, {columns}); ALTER TABLE wide REPLICA IDENTITY FULL;
+             INSERT INTO keyless VALUES (1), (2); INSERT INTO keyed VALUES (1, 1), (2, 2); INSERT INTO wide VALUES (1, 1), (2, 2)"
+        ))
+        .unwrap();
+    let said = run("dflux", &migration.config(), ["assess"]).unwrap();
+    assert_eq!(said.code, Some(2), "{}", said.stdout);
+    let blocker = said.stdout.lines().find(|line| line.contains("virtual generated columns")).unwrap_or_default();
+    assert!(blocker.contains("public.keyless") && blocker.contains("public.wide"), "{}", said.stdout);
+    assert!(!blocker.contains("public.keyed"), "{blocker}");
+    let producer = migration.service("producer").start().unwrap();
+    streaming(&producer);
+    for table in ["keyless", "keyed", "wide"] {
+        source.run(&format!("UPDATE {table} SET a = 3 WHERE a = 1; DELETE FROM {table} WHERE a = 2")).unwrap();
+    }
+    barrier(broker, &migration.name, &source);
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &["keyed"]);
+    let events: Vec<&Read> = lane.events.values().flatten().collect();
+    assert_eq!(events.iter().map(|event| event.op).collect::<Vec<_>>(), [Op::Update, Op::Delete]);
+    assert_eq!(events[0].after.as_ref().unwrap().len(), 2, "a computed column is not carried");
+    let log = producer.log();
+    for table in ["public.keyless", "public.wide"] {
+        let left_out = |line: &str| line.contains("left out") && line.contains(table) && line.contains("virtual");
+        assert!(log.lines().any(left_out), "{table}: {log}");
+    }
+    // Its key dropped, a table would get REPLICA IDENTITY FULL, which would make matters worse.
+    source.run("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey").unwrap();
+    wait::until_true("it is said", LIMIT, || producer.log().contains("ALTER PUBLICATION")).unwrap();
+    assert_eq!(source.value("SELECT relreplident FROM pg_class WHERE relname = 'keyed'").unwrap(), "d");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::observe;
 use crate::publish::TrackedPublisher;
-use crate::source::catalog::{self, Selection, Table, TableKind};
+use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
 use crate::source::{self, identity, publication};
 use crate::topics::Wanted;
 use copy::{Job, Read, Under, Worker};
@@ -198,7 +198,7 @@ impl Backfill {
             TableKind::Partitioned => leaves.get(&table.oid).cloned().unwrap_or_default().into(),
             TableKind::Ordinary | TableKind::Foreign => own.into(),
         };
-        let columns = table.columns.iter().filter(|column| !column.generated);
+        let columns = table.columns.iter().filter(|column| column.generated == Generated::No);
         let on_target = self.target.get(&table.name);
         let binary = plan::binary(columns.map(|column| (column.name.as_str(), column.type_oid)), |name| {
             on_target.and_then(|columns| columns.get(name)).copied()

@@ -105,7 +105,8 @@ mod tests {
     use changelog::{Identity, TableName};
 
     use super::*;
-    use crate::source::catalog::CatalogColumn;
+    use crate::source::catalog::{CatalogColumn, Generated};
+
 
     fn table(key: &[(&str, &str)]) -> Table {
         let column = |(name, type_name): &(&str, &str)| CatalogColumn {
@@ -113,7 +114,7 @@ mod tests {
             type_oid: 23,
             typmod: -1,
             type_name: (*type_name).to_owned(),
-            generated: false,
+            generated: Generated::No,
         };
         Table {
             oid: 1,

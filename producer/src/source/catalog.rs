@@ -27,8 +27,18 @@ pub struct CatalogColumn {
     pub typmod: i32,
     /// `pg_catalog.int4`: schema-qualified, quoted where needed, without a modifier.
     pub type_name: String,
-    /// Computed by the server on both sides, so neither sent nor copied.
-    pub generated: bool,
+    pub generated: Generated,
+}
+
+/// Whether the server computes a column, on both sides, so that it is neither sent nor copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generated {
+    No,
+    Stored,
+    /// Computed when it is read, from version 18 on. No publication can have it.
+    Virtual,
+}
+
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +69,16 @@ impl Table {
         }
     }
 
+    /// Whether PostgreSQL would refuse its UPDATEs and DELETEs whatever its publication says: REPLICA IDENTITY FULL wants
+    /// every column published, and a virtual one cannot be.
+    fn unpublishable(&self) -> bool {
+        let full = self.identity == Identity::Full || self.needs_full_identity();
+        full && self.columns.iter().any(|column| column.generated == Generated::Virtual)
+    }
+
     /// As its events describe it when its definition is the catalog's.
     pub fn shape(&self, database: &str) -> TableShape {
-        let columns = self.columns.iter().filter(|column| !column.generated);
+        let columns = self.columns.iter().filter(|column| column.generated == Generated::No);
         let columns = columns.map(|column| Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
@@ -154,6 +171,9 @@ impl Selection {
         if !table.logged {
             return self.leave_out(table, "it is unlogged: its changes are not in the WAL");
         }
+        if table.unpublishable() {
+            return self.leave_out(table, VIRTUAL);
+        }
         if table.needs_full_identity() {
             self.need_full.push(table.clone());
         }
@@ -161,6 +181,10 @@ impl Selection {
     }
 
     fn take_root(&mut self, root: &Arc<Table>, leaves: Vec<&Arc<Table>>) {
+        if leaves.iter().any(|leaf| leaf.unpublishable()) {
+            // A published root publishes all of its leaves.
+            return self.leave_out(root, VIRTUAL_LEAF);
+        }
         let weak = leaves.iter().filter(|leaf| leaf.needs_full_identity()).map(|leaf| (*leaf).clone());
         self.need_full.extend(weak);
         if root.identity == Identity::Nothing {
@@ -178,6 +202,11 @@ impl Selection {
         self.left_out.push((table.name.clone(), reason));
     }
 }
+
+const VIRTUAL: &str = "it has a virtual generated column, and PostgreSQL refuses UPDATE and DELETE on a published table with \
+    such a column and REPLICA IDENTITY FULL: give it a primary key and REPLICA IDENTITY DEFAULT, or make the column STORED";
+const VIRTUAL_LEAF: &str = "one of its partitions has a virtual generated column and needs REPLICA IDENTITY FULL, and \
+    PostgreSQL refuses UPDATE and DELETE on it once it is published: set REPLICA IDENTITY DEFAULT on the partition";
 
 const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
     (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1), \
@@ -236,9 +265,9 @@ async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         let Keys { primary, identity } = keys.remove(&table.oid).unwrap_or_default();
         let key = if table.identity == Identity::Index { identity } else { primary };
-        let generated: HashSet<&str> =
-            table.columns.iter().filter(|column| column.generated).map(|column| column.name.as_str()).collect();
-        if !key.iter().any(|name| generated.contains(name.as_str())) {
+        let computed = table.columns.iter().filter(|column| column.generated != Generated::No);
+        let computed: HashSet<&str> = computed.map(|column| column.name.as_str()).collect();
+        if !key.iter().any(|name| computed.contains(name.as_str())) {
             table.key = key;
         }
         if table.estimated_rows == 0 && table.estimated_bytes > 0 {
@@ -253,7 +282,7 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
     const DOING: &str = "read the columns of the catalog";
     let sql = format!(
         "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, \
-         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated <> '' \
+         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated \
          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
          JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
          WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY({oids}) ORDER BY a.attrelid, a.attnum"
@@ -265,7 +294,11 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
             type_oid: field(&row, 2, DOING)?,
             typmod: field(&row, 3, DOING)?,
             type_name: field(&row, 4, DOING)?,
-            generated: field::<String>(&row, 5, DOING)? == "t",
+            generated: match field::<String>(&row, 5, DOING)?.as_str() {
+                "" => Generated::No,
+                "v" => Generated::Virtual,
+                _ => Generated::Stored,
+            },
         });
     }
     Ok(columns)
@@ -397,5 +430,34 @@ mod tests {
         let selection = select(&[Arc::new(unlogged), foreign], &Migration::default());
         assert!(selection.published.is_empty() && selection.need_full.is_empty());
         assert_eq!(selection.left_out.len(), 2);
+    }
+
+    #[test]
+    fn a_virtual_column_and_a_full_identity_are_never_published_together() {
+        use Identity::{Default, Full, Nothing};
+        let with_virtual = |oid, identity, key: &[&str], parent| {
+            let mut table = Table::clone(&made(oid, "t", TableKind::Ordinary, identity, key, parent));
+            let (type_oid, typmod, type_name) = (23, -1, "pg_catalog.int4".to_owned());
+            let generated = Generated::Virtual;
+            table.columns = vec![CatalogColumn { name: "twice".into(), type_oid, typmod, type_name, generated }];
+            Arc::new(table)
+        };
+        for (identity, key, published) in [
+            (Default, &["id"][..], true),
+            (Default, &[], false),
+            (Full, &["id"], false),
+            (Full, &[], false),
+            (Nothing, &["id"], false),
+        ] {
+            let selection = select(&[with_virtual(1, identity, key, None)], &Migration::default());
+            assert_eq!(selection.published.len(), usize::from(published), "{identity:?} {key:?}");
+            assert_eq!(selection.left_out.len(), usize::from(!published), "{identity:?} {key:?}");
+            assert!(selection.need_full.is_empty(), "{identity:?} {key:?}");
+            // A published root publishes its leaves with it.
+            let root = made(1, "root", TableKind::Partitioned, Default, &["id"], None);
+            let selection = select(&[root, with_virtual(2, identity, key, Some(1))], &Migration::default());
+            assert_eq!(selection.published.len(), usize::from(published), "{identity:?} {key:?}");
+            assert!(selection.need_full.is_empty(), "{identity:?} {key:?}");
+        }
     }
 }
