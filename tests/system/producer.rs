@@ -935,6 +935,47 @@ fn only_what_this_migrations_other_lane_wrote_is_left_out() {
 }
 
 #[test]
+fn keys_of_extensions_types_are_read_in_ranges() {
+    let migration = Migration::shared("extensions").unwrap();
+    let source = migration.source().unwrap();
+    source
+        .run(
+            "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree;
+             CREATE TABLE words (w ext.citext PRIMARY KEY); CREATE TABLE paths (p ltree PRIMARY KEY);
+             CREATE TABLE mixed (w ext.citext, n int, PRIMARY KEY (w, n));
+             CREATE DOMAIN word AS ext.citext; CREATE TABLE domains (w word PRIMARY KEY);
+             CREATE TABLE patterns (w text NOT NULL); CREATE UNIQUE INDEX pattern ON patterns (w text_pattern_ops);
+             ALTER TABLE patterns REPLICA IDENTITY USING INDEX pattern;
+             INSERT INTO words SELECT CASE g % 2 WHEN 0 THEN upper(md5(g::text)) ELSE md5(g::text) END FROM generate_series(1, 3000) g;
+             INSERT INTO domains SELECT w FROM words; INSERT INTO patterns SELECT w FROM words;
+             INSERT INTO paths SELECT ('a.' || g % 7 || '.' || g)::ltree FROM generate_series(1, 3000) g;
+             INSERT INTO mixed SELECT CASE g % 2 WHEN 0 THEN upper(w) ELSE lower(w) END, g
+               FROM (SELECT md5((g / 10)::text) AS w, g FROM generate_series(1, 3000) g) AS x;
+             ANALYZE",
+        )
+        .unwrap();
+    let tables = ["words", "domains", "patterns", "paths", "mixed"];
+    let target = migration.target().unwrap();
+    for table in tables {
+        let columns = if table == "mixed" { "w text, n int" } else { "w text" };
+        target.run(&format!("CREATE TABLE {table} ({columns})")).unwrap();
+    }
+    migration.configure(&[("producer", "chunk_rows", 200.into())]).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    copied(&producer);
+    let shared = stack::shared().unwrap();
+    let lane = Lane::read(&shared.broker, &shared.registry, &migration.name, &[]);
+    let digest = |table: &str| {
+        format!("SELECT count(*) || md5(string_agg(r::text, ',' ORDER BY r::text COLLATE \"C\")) FROM {table} r")
+    };
+    for table in tables {
+        assert!(lane.chunks().keys().filter(|id| id.0 == table).count() > 5, "{table} is not read in ranges");
+        load_chunks(&shared.broker, &migration, &lane, table);
+        assert_eq!(source.value(&digest(table)).unwrap(), target.value(&digest(table)).unwrap(), "{table}");
+    }
+}
+
+#[test]
 fn a_row_as_large_as_a_record_may_be_goes_through_with_the_defaults() {
     let running = Running::start("large", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
     let bytes = (32 << 20) - (64 << 10);

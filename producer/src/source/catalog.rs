@@ -39,6 +39,15 @@ pub enum Generated {
     Virtual,
 }
 
+/// The operators by which the index of a key orders one column, each written `OPERATOR(schema.name)`: the sessions'
+/// search_path is empty, and an extension's type has its own elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operators {
+    pub less: String,
+    pub at_most: String,
+    pub equal: String,
+    pub at_least: String,
+    pub greater: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +61,8 @@ pub struct Table {
     /// the primary key. Empty for a keyless table. An index that is not valid, deferrable, or has a generated column serves
     /// for nothing.
     pub key: Vec<String>,
+    /// Of each key column.
+    pub operators: Vec<Operators>,
     pub columns: Vec<CatalogColumn>,
     /// The partitioned table that it is a direct part of.
     pub parent: Option<u32>,
@@ -252,6 +263,7 @@ async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
             logged: persistence == 'p',
             identity: Identity::from_relreplident(identity as u8).ok_or_else(|| unknown("relreplident"))?,
             key: Vec::new(),
+            operators: Vec::new(),
             columns: Vec::new(),
             parent: row.try_get(6).ok().flatten().and_then(|oid| oid.parse().ok()),
             estimated_rows: field(row, 7, DOING)?,
@@ -267,8 +279,8 @@ async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
         let key = if table.identity == Identity::Index { identity } else { primary };
         let computed = table.columns.iter().filter(|column| column.generated != Generated::No);
         let computed: HashSet<&str> = computed.map(|column| column.name.as_str()).collect();
-        if !key.iter().any(|name| computed.contains(name.as_str())) {
-            table.key = key;
+        if !key.iter().any(|(name, _)| computed.contains(name.as_str())) {
+            (table.key, table.operators) = key.into_iter().unzip();
         }
         if table.estimated_rows == 0 && table.estimated_bytes > 0 {
             // Never analysed: a guess that only sizes chunks and progress bars.
@@ -306,17 +318,26 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
 
 #[derive(Default)]
 struct Keys {
-    primary: Vec<String>,
-    identity: Vec<String>,
+    primary: Vec<(String, Operators)>,
+    identity: Vec<(String, Operators)>,
 }
 
 async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> {
     const DOING: &str = "read the keys of the catalog";
     let sql = format!(
-        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname \
+        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname, o.less, o.at_most, o.equal, o.at_least, o.greater \
          FROM pg_catalog.pg_index i \
          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+         JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1] \
+         CROSS JOIN LATERAL (SELECT max(w) FILTER (WHERE s = 1) AS less, max(w) FILTER (WHERE s = 2) AS at_most, \
+           max(w) FILTER (WHERE s = 3) AS equal, max(w) FILTER (WHERE s = 4) AS at_least, max(w) FILTER (WHERE s = 5) AS greater \
+           FROM (SELECT m.amopstrategy AS s, \
+             'OPERATOR(' || pg_catalog.quote_ident(h.nspname) || '.' || p.oprname || ')' AS w \
+             FROM pg_catalog.pg_amop m JOIN pg_catalog.pg_operator p ON p.oid = m.amopopr \
+             JOIN pg_catalog.pg_namespace h ON h.oid = p.oprnamespace \
+             WHERE m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype \
+             AND m.amoppurpose = 's') AS named) AS o \
          WHERE i.indrelid = ANY({oids}) AND (i.indisprimary OR i.indisreplident) \
          AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND k.place <= i.indnkeyatts \
          ORDER BY i.indrelid, i.indexrelid, k.place"
@@ -324,12 +345,19 @@ async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> 
     let mut keys: HashMap<u32, Keys> = HashMap::new();
     for row in rows(client, DOING, &sql).await? {
         let of_table = keys.entry(field(&row, 0, DOING)?).or_default();
-        let name: String = field(&row, 3, DOING)?;
+        let operators = Operators {
+            less: field(&row, 4, DOING)?,
+            at_most: field(&row, 5, DOING)?,
+            equal: field(&row, 6, DOING)?,
+            at_least: field(&row, 7, DOING)?,
+            greater: field(&row, 8, DOING)?,
+        };
+        let column: (String, Operators) = (field(&row, 3, DOING)?, operators);
         if field::<String>(&row, 1, DOING)? == "t" {
-            of_table.primary.push(name.clone());
+            of_table.primary.push(column.clone());
         }
         if field::<String>(&row, 2, DOING)? == "t" {
-            of_table.identity.push(name);
+            of_table.identity.push(column);
         }
     }
     Ok(keys)
@@ -372,6 +400,7 @@ mod tests {
             logged: true,
             identity,
             key: key.iter().map(|name| (*name).to_owned()).collect(),
+            operators: Vec::new(),
             columns: Vec::new(),
             parent,
             estimated_rows: 10,
