@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use changelog::TableName;
+use producer::source::catalog::USER_TABLES;
 use service::config::Migration;
 
 use crate::{Database, Error};
@@ -84,18 +85,15 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistenc
   (SELECT count(*) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typname IN ('oid', 'lo'))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
-  AND n.nspname NOT IN ('information_schema', 'dflux')
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
-    AND d.deptype = 'e')
-ORDER BY 2, 3";
+WHERE c.relkind IN ('r', 'p', 'f', 'm') AND ";
 
 /// Every relation of the database but system's, dflux's and extensions' own.
 ///
 /// # Errors
 /// `Sql`.
 pub async fn read(database: &Database) -> Result<Vec<Table>, Error> {
-    let rows = database.rows("the tables cannot be listed", QUERY, &[]).await?;
+    let query = format!("{QUERY}{USER_TABLES} ORDER BY 2, 3");
+    let rows = database.rows("the tables cannot be listed", &query, &[]).await?;
     let letter = |text: String| text.chars().next().unwrap_or(' ');
     rows.iter()
         .map(|row| {

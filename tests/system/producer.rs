@@ -935,7 +935,7 @@ fn only_what_this_migrations_other_lane_wrote_is_left_out() {
 }
 
 #[test]
-fn keys_of_extensions_types_are_read_in_ranges() {
+fn keys_of_extensions_types_are_read_in_ranges_and_an_extensions_tables_are_not_read() {
     let migration = Migration::shared("extensions").unwrap();
     let source = migration.source().unwrap();
     source
@@ -951,6 +951,7 @@ fn keys_of_extensions_types_are_read_in_ranges() {
              INSERT INTO paths SELECT ('a.' || g % 7 || '.' || g)::ltree FROM generate_series(1, 3000) g;
              INSERT INTO mixed SELECT CASE g % 2 WHEN 0 THEN upper(w) ELSE lower(w) END, g
                FROM (SELECT md5((g / 10)::text) AS w, g FROM generate_series(1, 3000) g) AS x;
+             CREATE TABLE belongs (id int PRIMARY KEY); INSERT INTO belongs VALUES (1); ALTER EXTENSION citext ADD TABLE belongs;
              ANALYZE",
         )
         .unwrap();
@@ -973,6 +974,8 @@ fn keys_of_extensions_types_are_read_in_ranges() {
         load_chunks(&shared.broker, &migration, &lane, table);
         assert_eq!(source.value(&digest(table)).unwrap(), target.value(&digest(table)).unwrap(), "{table}");
     }
+    assert_eq!(source.number("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'belongs'").unwrap(), 0);
+    assert!(lane.chunks().keys().all(|id| id.0 != "belongs"));
 }
 
 #[test]

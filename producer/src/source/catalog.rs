@@ -219,20 +219,26 @@ const VIRTUAL: &str = "it has a virtual generated column, and PostgreSQL refuses
 const VIRTUAL_LEAF: &str = "one of its partitions has a virtual generated column and needs REPLICA IDENTITY FULL, and \
     PostgreSQL refuses UPDATE and DELETE on it once it is published: set REPLICA IDENTITY DEFAULT on the partition";
 
+/// What the tables of a user are, of `pg_class c` and `pg_namespace n`: not the system's, ours, or an extension's own, which
+/// CREATE EXTENSION makes on the target. Whoever lists tables uses this.
+pub const USER_TABLES: &str = "c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
+    AND n.nspname NOT IN ('information_schema', 'dflux') \
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+      AND d.objid = c.oid AND d.deptype = 'e')";
+
 const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
     (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1), \
     greatest(c.reltuples, 0)::pg_catalog.int8, \
     CASE WHEN c.relkind = 'r' THEN coalesce(pg_catalog.pg_table_size(c.oid), 0) ELSE 0 END \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r','p','f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
-    AND n.nspname NOT IN ('information_schema', 'dflux')";
+    WHERE c.relkind IN ('r','p','f') AND ";
 
 /// Every user table of the database.
 ///
 /// # Errors
 /// The catalog could not be read.
 pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
-    read(client, TABLES).await
+    read(client, &format!("{TABLES}{USER_TABLES}")).await
 }
 
 /// One table by OID; `None` if it is there no more.
@@ -240,7 +246,7 @@ pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
 /// # Errors
 /// The catalog could not be read.
 pub async fn table(client: &Client, oid: u32) -> Result<Option<Arc<Table>>, Error> {
-    Ok(read(client, &format!("{TABLES} AND c.oid = {oid}")).await?.into_iter().next())
+    Ok(read(client, &format!("{TABLES}{USER_TABLES} AND c.oid = {oid}")).await?.into_iter().next())
 }
 
 async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
