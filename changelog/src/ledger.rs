@@ -60,7 +60,8 @@ pub struct TableCopied {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackfillCompleted {
     pub tables: Vec<TableName>,
-    /// Apply is tolerant below this point and strict from it on: the highest snapshot LSN of a chunk not read under an exact snapshot.
+    /// Apply is tolerant below this point and strict from it on: the highest snapshot LSN of a chunk. Below it tables may be
+    /// ahead of each other.
     pub exact_from: Lsn,
 }
 

@@ -20,6 +20,7 @@ pub mod encode;
 pub mod error;
 pub mod ledger;
 pub mod lsn;
+pub mod origin;
 pub mod position;
 pub mod schema;
 pub mod table;

@@ -29,6 +29,14 @@ impl Lane {
             Lane::Reverse => "reverse",
         }
     }
+
+    /// The one that flows the other way.
+    pub fn other(self) -> Lane {
+        match self {
+            Lane::Forward => Lane::Reverse,
+            Lane::Reverse => Lane::Forward,
+        }
+    }
 }
 
 impl fmt::Display for Lane {

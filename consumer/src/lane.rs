@@ -37,7 +37,7 @@ pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
         Lane::Reverse => (config.target.url.clone(), config.source.url.clone()),
     };
     check_endpoints(&config, &target_url).await?;
-    let name = format!("{}/{lane}", config.migration.name);
+    let name = changelog::origin::lane_name(&config.migration.name, lane);
     let sessions = Sessions::new(&target_url, &name)?;
     let instance = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let life =

@@ -153,7 +153,8 @@ impl Marking {
         match self {
             Marking::Origin => "BEGIN; SET CONSTRAINTS ALL DEFERRED".to_owned(),
             Marking::Message => format!(
-                "BEGIN; SELECT pg_catalog.pg_logical_emit_message(true, 'dflux.origin', {}); SET CONSTRAINTS ALL DEFERRED",
+                "BEGIN; SELECT pg_catalog.pg_logical_emit_message(true, '{}', {}); SET CONSTRAINTS ALL DEFERRED",
+                changelog::origin::MESSAGE_PREFIX,
                 changelog::table::quote_literal(lane)
             ),
         }
@@ -165,7 +166,7 @@ impl Marking {
 /// # Errors
 /// `Target` if the session is lost.
 pub async fn mark(connection: &mut PgConnection, lane: &str) -> Result<Marking, Error> {
-    let name = changelog::table::quote_literal(&format!("dflux {lane}"));
+    let name = changelog::table::quote_literal(&changelog::origin::origin_name(lane));
     let sql = format!(
         "DO $$ BEGIN IF pg_catalog.pg_replication_origin_oid({name}) IS NULL THEN \
          PERFORM pg_catalog.pg_replication_origin_create({name}); END IF; END $$; \

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use changelog::TableName;
+use producer::source::catalog::USER_TABLES;
 use service::config::Migration;
 
 use crate::{Database, Error};
@@ -29,6 +30,8 @@ pub struct Table {
     pub readable: bool,
     pub owned: bool,
     pub generated_columns: i64,
+    /// Those of them that are computed when they are read (version 18).
+    pub virtual_columns: i64,
     /// User objects of the type `oid` or `lo`: where large objects are referred to.
     pub oid_columns: i64,
 }
@@ -53,6 +56,12 @@ impl Table {
         }
     }
 
+    /// Whether PostgreSQL would refuse UPDATE and DELETE on it once it is published, whatever dflux sets: REPLICA IDENTITY
+    /// FULL wants every column published, and a virtual one cannot be.
+    pub fn unpublishable(&self) -> bool {
+        self.holds_rows() && self.virtual_columns > 0 && (self.identity == 'f' || self.lacks_identity())
+    }
+
     /// Rows for estimates: from the size where the planner knows nothing.
     pub fn rows(&self) -> u64 {
         if self.estimated_rows >= 0.0 { self.estimated_rows as u64 } else { (self.bytes.max(0) / 100) as u64 }
@@ -71,21 +80,20 @@ SELECT c.oid, n.nspname::text, c.relname::text, c.relkind::text, c.relpersistenc
   pg_catalog.pg_has_role(c.relowner, 'USAGE'),
   (SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated <> ''
     AND NOT a.attisdropped),
+  (SELECT count(*) FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attgenerated = 'v'
+    AND NOT a.attisdropped),
   (SELECT count(*) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.typname IN ('oid', 'lo'))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind IN ('r', 'p', 'f', 'm') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
-  AND n.nspname NOT IN ('information_schema', 'dflux')
-  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
-    AND d.deptype = 'e')
-ORDER BY 2, 3";
+WHERE c.relkind IN ('r', 'p', 'f', 'm') AND ";
 
 /// Every relation of the database but system's, dflux's and extensions' own.
 ///
 /// # Errors
 /// `Sql`.
 pub async fn read(database: &Database) -> Result<Vec<Table>, Error> {
-    let rows = database.rows("the tables cannot be listed", QUERY, &[]).await?;
+    let query = format!("{QUERY}{USER_TABLES} ORDER BY 2, 3");
+    let rows = database.rows("the tables cannot be listed", &query, &[]).await?;
     let letter = |text: String| text.chars().next().unwrap_or(' ');
     rows.iter()
         .map(|row| {
@@ -104,7 +112,8 @@ pub async fn read(database: &Database) -> Result<Vec<Table>, Error> {
                 readable: database.get(row, 12)?,
                 owned: database.get(row, 13)?,
                 generated_columns: database.get(row, 14)?,
-                oid_columns: database.get(row, 15)?,
+                virtual_columns: database.get(row, 15)?,
+                oid_columns: database.get(row, 16)?,
             })
         })
         .collect()
@@ -166,6 +175,7 @@ pub(crate) mod tests {
             readable: true,
             owned: true,
             generated_columns: 0,
+            virtual_columns: 0,
             oid_columns: 0,
         }
     }
@@ -202,5 +212,14 @@ pub(crate) mod tests {
         assert!(matches!(find(&tables, &migration, "b"), Err(Error::AmbiguousTable { count: 2, .. })));
         assert!(matches!(find(&tables, &migration, "other.b"), Err(Error::NotSelected { .. })));
         assert!(matches!(find(&tables, &migration, "c"), Err(Error::NoSuchTable { .. })));
+    }
+
+    #[test]
+    fn a_virtual_column_stands_in_the_way_only_of_a_full_identity() {
+        let with_virtual = Table { virtual_columns: 1, ..table("public", "t") };
+        assert!(!with_virtual.unpublishable() && !table("public", "t").unpublishable());
+        assert!(Table { has_primary_key: false, ..with_virtual.clone() }.unpublishable());
+        assert!(Table { identity: 'f', ..with_virtual.clone() }.unpublishable());
+        assert!(!Table { identity: 'f', kind: 'p', ..with_virtual }.unpublishable(), "it holds no rows of its own");
     }
 }

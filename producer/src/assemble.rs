@@ -19,6 +19,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use changelog::origin::MESSAGE_PREFIX;
 use changelog::{Lsn, Position};
 use foldhash::HashMap;
 
@@ -26,9 +27,6 @@ use crate::pgoutput::{Before, Begin, Commit, LogicalMessage, Message, Relation, 
 
 /// Prefix of our markers (`pg_logical_emit_message(true, 'dflux.marker', …)`).
 pub const MARKER_PREFIX: &str = "dflux.marker";
-
-/// Prefix of the message that begins a transaction which the other lane applied, where replication origins are not granted.
-pub const ORIGIN_PREFIX: &str = "dflux.origin";
 
 /// A table as the stream describes it. A new `Arc` stands for a changed definition: compare with [`Arc::ptr_eq`].
 pub type RelationInfo = Relation;
@@ -42,7 +40,7 @@ pub enum Assembled {
         lsn: Lsn,
         name: String,
     },
-    /// As `Origin`, said by a message of ours with [`ORIGIN_PREFIX`].
+    /// As `Origin`, said by a message of ours with [`MESSAGE_PREFIX`].
     OriginMessage {
         content: Bytes,
     },
@@ -298,7 +296,7 @@ impl Assembler {
         self.opened("Message", lsn)?;
         Ok(match message.prefix.as_str() {
             MARKER_PREFIX => Some(Assembled::Marker { lsn: message.lsn, content: message.content }),
-            ORIGIN_PREFIX => Some(Assembled::OriginMessage { content: message.content }),
+            MESSAGE_PREFIX => Some(Assembled::OriginMessage { content: message.content }),
             _ => None,
         })
     }

@@ -68,6 +68,10 @@ pub enum Error {
          that lagged behind was promoted"
     )]
     LaggingStandby { timeline: i32, old_timeline: i32, fork: Lsn, topic: String, tail: Lsn },
+    #[error(
+        "the source has written WAL up to {flushed} only, below {tail} in topic {topic}: it was set back to an earlier state"
+    )]
+    SourceBehind { flushed: Lsn, topic: String, tail: Lsn },
     #[error("the source's timeline {timeline} does not descend from timeline {old_timeline} of topic {topic}")]
     ForeignTimeline { timeline: i32, old_timeline: i32, topic: String },
 
@@ -119,6 +123,7 @@ impl Error {
             | Error::OtherServer { .. }
             | Error::OtherLane { .. }
             | Error::LaggingStandby { .. }
+            | Error::SourceBehind { .. }
             | Error::ForeignTimeline { .. }
             | Error::TopicLost { .. }
             | Error::TopicConfig { .. }
@@ -198,6 +203,7 @@ impl Hint for Error {
             Error::SlotMissing { .. }
             | Error::SlotAhead { .. }
             | Error::LaggingStandby { .. }
+            | Error::SourceBehind { .. }
             | Error::ForeignTimeline { .. }
             | Error::TopicLost { .. } => ANEW.into(),
             Error::OtherServer { .. } => {
@@ -228,7 +234,8 @@ fn source_hint(error: &tokio_postgres::Error) -> Option<String> {
     match error.code().map(|code| code.code()) {
         Some("42501") => Some(
             "the role must own the tables and have CREATE on the database: GRANT owner TO role; GRANT CREATE ON DATABASE …; \
-             to read: GRANT SELECT ON ALL TABLES IN SCHEMA … TO role"
+             to read: GRANT SELECT ON ALL TABLES IN SCHEMA … TO role; where row-level security is forced: \
+             ALTER ROLE role BYPASSRLS, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY"
                 .into(),
         ),
         Some("42P01") => Some("the table was dropped or renamed: start again, or put it into [migration] exclude".into()),

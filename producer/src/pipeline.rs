@@ -22,7 +22,7 @@ use crate::backfill::snapshot::Snapshot;
 use crate::backfill::{self};
 use crate::error::{Error, Remedy};
 use crate::lane::Lane;
-use crate::publish::{Outgoing, StreamPublisher, TrackedPublisher};
+use crate::publish::{self, Outgoing, StreamPublisher, TrackedPublisher};
 use crate::resume::{self, Decision, Facts, LaneTail};
 use crate::source::catalog::{self, Selection};
 use crate::source::publication;
@@ -49,7 +49,7 @@ pub async fn run(context: Context, direction: Direction) -> Result<(), Error> {
     observe::describe();
     let Context { config, health, shutdown } = context;
     let lane = Lane::new(config, direction, shutdown.clone()).await?;
-    let queue_bytes = lane.config.producer.queue_bytes_max / 2;
+    let queue_bytes = publish::queue_bytes(&lane.config.producer);
     let kafka = &lane.config.kafka;
     let publishers = Publishers {
         stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes)?,
@@ -209,6 +209,8 @@ async fn begin(lane: &Arc<Lane>, publishers: &Publishers, health: &Health) -> Re
     let wanted = wanted_topics(lane, &selection);
     let missing = lane.admin.missing(&wanted).await?;
     let held = read_topics(lane, &wanted, &missing).await?;
+    // Asked now and not before: a predecessor that still streams may have published what was written meanwhile.
+    let flushed = walsender.identify_system().await?.xlogpos;
     let history = history(&mut walsender, &identity, &held.lane_tail).await?;
     let transactions_topic = lane.topics.transactions();
     let decision = resume::decide(&Facts {
@@ -220,6 +222,7 @@ async fn begin(lane: &Arc<Lane>, publishers: &Publishers, health: &Health) -> Re
         publication_exists: published.is_some(),
         system_identifier: &identity.system_identifier,
         timeline: identity.timeline,
+        flushed,
         history: &history,
         database: &lane.database,
         slot: found_slot.as_ref(),
@@ -336,7 +339,12 @@ async fn read_topics(lane: &Lane, wanted: &[Wanted], missing: &[String]) -> Resu
         })
         .collect();
     let there = |topic: &String| counts.contains_key(topic);
-    let (has_transactions, has_ledger) = (there(&transactions), there(&ledger));
+    let lane_tail = match there(&transactions) {
+        true => lane.with_reader(move |reader| reader.lane(&transactions)).await?,
+        false => LaneTail::default(),
+    };
+    let places = with_counted(lane, places, &lane_tail).await?;
+    let has_ledger = there(&ledger);
     let snapshot_partitions = counts.get(&snapshot).copied().unwrap_or(0) as i32;
     lane.with_reader(move |reader| {
         let (records, ledger_offset) = if has_ledger { reader.ledger(&ledger)? } else { (Vec::new(), 0) };
@@ -346,7 +354,7 @@ async fn read_topics(lane: &Lane, wanted: &[Wanted], missing: &[String]) -> Resu
             blocks += reader.watermarks(&snapshot, partition)?.1;
         }
         Ok(Held {
-            lane_tail: if has_transactions { reader.lane(&transactions)? } else { LaneTail::default() },
+            lane_tail,
             events: reader.events(&places)?,
             records,
             ledger_offset,
@@ -354,6 +362,18 @@ async fn read_topics(lane: &Lane, wanted: &[Wanted], missing: &[String]) -> Resu
         })
     })
     .await
+}
+
+/// These partitions, and those of the newest manifest whose tables are not selected any more, as far as their topics exist.
+async fn with_counted(lane: &Lane, mut places: Vec<Place>, tail: &LaneTail) -> Result<Vec<Place>, Error> {
+    let others: Vec<Place> = tail.places().filter(|place| !places.contains(place)).collect();
+    if others.is_empty() {
+        return Ok(places);
+    }
+    let topics: Vec<Wanted> = others.iter().map(|(topic, _)| Wanted::about(topic.clone(), 1)).collect();
+    let missing = lane.admin.missing(&topics).await?;
+    places.extend(others.into_iter().filter(|(topic, _)| !missing.contains(topic)));
+    Ok(places)
 }
 
 async fn history(

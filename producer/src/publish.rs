@@ -33,6 +33,11 @@ const FULL_WAIT: Duration = Duration::from_millis(20);
 /// partitions the requests alone queued for 100 ms and the broker was busy with nothing else.
 const STREAM_LINGER_MS: f32 = 5.0;
 
+/// What each of the two publishers may hold.
+pub fn queue_bytes(producer: &config::Producer) -> u64 {
+    producer.queue_bytes_max / 2
+}
+
 /// Once set, the process ends: after a hole nothing may follow.
 #[derive(Debug, Default)]
 struct Failure {
@@ -416,5 +421,48 @@ impl TrackedPublisher {
     /// Returns only when a record was refused for good.
     pub async fn failed(&self) -> Error {
         self.state.failure.wait().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kafka(property: Option<(&str, &str)>) -> config::Kafka {
+        let properties = property.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
+        config::Kafka { brokers: "b:1".into(), properties, replication_factor: 1 }
+    }
+
+    /// librdkafka gives a record up after five minutes by default, and one that it gave up would be a hole.
+    #[test]
+    fn no_record_times_out_however_long_kafka_is_away_and_whatever_the_user_sets() {
+        let config = client_config(&kafka(None), "test", 1 << 20, 5.0).unwrap();
+        for (name, value) in [
+            ("message.timeout.ms", "0"),
+            ("enable.idempotence", "true"),
+            ("enable.gapless.guarantee", "true"),
+            ("acks", "all"),
+        ] {
+            assert_eq!(config.get(name), Some(value), "{name}");
+        }
+        assert_eq!(config.get("retries").or(config.get("message.send.max.retries")), None, "as often as needed");
+        // Under each of librdkafka's names for it.
+        for name in ["message.timeout.ms", "delivery.timeout.ms", "retries", "message.send.max.retries"] {
+            let refused = client_config(&kafka(Some((name, "1000"))), "test", 1 << 20, 5.0);
+            assert!(matches!(refused, Err(Error::Service(service::Error::KafkaProperty { .. }))), "{name}");
+        }
+        // librdkafka itself agrees with the whole of it.
+        let state = Arc::new(StreamState::default());
+        assert!(create(&kafka(None), &config, StreamContext { state }).is_ok());
+    }
+
+    #[test]
+    fn a_record_as_large_as_the_topics_take_fits_into_the_queue_by_default() {
+        let value = vec![0; RECORD_BYTES_MAX];
+        let record = Outgoing { topic: "t", partition: 0, key: None, value: &value };
+        let queue_bytes = queue_bytes(&config::Producer::default());
+        assert!(check_size(record, queue_bytes).is_ok());
+        let error = check_size(Outgoing { key: Some(&[0]), ..record }, queue_bytes).unwrap_err();
+        assert!(matches!(error, Error::RecordTooLarge { .. }), "{error}");
     }
 }

@@ -11,7 +11,9 @@
 //!
 //! At a start `confirmed_flush_lsn <=` the end of the manifests, because only acknowledged ends are confirmed; otherwise
 //! slot, topic or broker has lost something. A timeline that forks below anything published (a lagging standby was promoted)
-//! gives other transactions the same LSNs, so going on would mix two histories.
+//! gives other transactions the same LSNs, so going on would mix two histories. So does a source that was restored from a copy
+//! of its disk; it keeps its timeline, and is known only by WAL that ends below what was published. (A walsender sends only
+//! WAL that is flushed, so that a crash of the source never brings this about.)
 
 use std::collections::HashMap;
 
@@ -58,6 +60,14 @@ impl LaneTail {
     }
 }
 
+impl LaneTail {
+    /// The partitions that the newest manifest counts. A table among them may be dropped, renamed or excluded by now.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let counts = self.newest.iter().flat_map(|(_, counts)| counts);
+        counts.map(|count| (count.topic.clone(), count.partition))
+    }
+}
+
 /// One line of a timeline's history: the timeline was left at this LSN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
@@ -85,11 +95,15 @@ pub struct Facts<'a> {
     pub publication_exists: bool,
     pub system_identifier: &'a str,
     pub timeline: i32,
+    /// Up to where the source's WAL is on its disk; asked after the topics were read.
+    pub flushed: Lsn,
     /// The history of `timeline`, oldest first; needed only where it is not the tail's.
     pub history: &'a [Fork],
     pub database: &'a str,
     pub slot: Option<&'a Slot>,
     pub tail: &'a LaneTail,
+    /// The last position in each partition that was read: of every selected table, and of every one that the newest manifest
+    /// counts ([`LaneTail::places`]).
     pub events: &'a HashMap<Place, Position>,
     pub ledger_empty: bool,
 }
@@ -132,6 +146,7 @@ pub fn decide(facts: &Facts<'_>) -> Result<Decision, Error> {
     };
     check_birth(facts, birth)?;
     check_timeline(facts, birth)?;
+    check_flushed(facts, birth)?;
     let Some(slot) = facts.slot else {
         let (slot, consistent_point) = (facts.slot_name.to_owned(), birth.consistent_point);
         return Err(Error::SlotMissing { slot, topic: topic(), consistent_point });
@@ -197,12 +212,26 @@ fn check_timeline(facts: &Facts<'_>, birth: &Birth) -> Result<(), Error> {
     let Some(since) = facts.history.iter().position(|fork| fork.timeline == old_timeline) else {
         return Err(Error::ForeignTimeline { timeline, old_timeline, topic: topic() });
     };
-    let events = facts.events.values().map(|position| position.commit_lsn).max().unwrap_or_default();
-    // An event's transaction ends behind its commit LSN, so a fork at that very place is already below its end.
-    let tail = facts.tail.end_lsn.max(birth.consistent_point).max(Lsn(events.0.saturating_add(1)));
+    let tail = published_end(facts, birth);
     let fork = facts.history[since..].iter().map(|fork| fork.at).min().unwrap_or_default();
     if fork < tail {
         return Err(Error::LaggingStandby { timeline, old_timeline, fork, topic: topic(), tail });
+    }
+    Ok(())
+}
+
+/// Nothing that was published ends above this.
+fn published_end(facts: &Facts<'_>, birth: &Birth) -> Lsn {
+    let events = facts.events.values().map(|position| position.commit_lsn).max().unwrap_or_default();
+    // An event's transaction ends behind its commit LSN, so WAL that ends at that very place is already without its end.
+    facts.tail.end_lsn.max(birth.consistent_point).max(Lsn(events.0.saturating_add(1)))
+}
+
+/// Below, new transactions would get positions that the topics have already, and would be skipped and confirmed.
+fn check_flushed(facts: &Facts<'_>, birth: &Birth) -> Result<(), Error> {
+    let (tail, flushed) = (published_end(facts, birth), facts.flushed);
+    if flushed < tail {
+        return Err(Error::SourceBehind { flushed, topic: facts.transactions_topic.to_owned(), tail });
     }
     Ok(())
 }
@@ -216,8 +245,10 @@ fn check_events(facts: &Facts<'_>) -> Result<(), Error> {
     for count in partitions {
         // Only emptiness proves it: the last record may be a zombie's resend of a lower position.
         if !facts.events.contains_key(&(count.topic.clone(), count.partition)) {
-            let what =
-                format!("the manifest of {position} counts events in partition {}, which is empty", count.partition);
+            let what = format!(
+                "the manifest of {position} counts events in partition {}, which is empty or gone",
+                count.partition
+            );
             return Err(Error::TopicLost { topic: count.topic.clone(), what });
         }
     }
@@ -261,6 +292,7 @@ mod tests {
         publication_exists: bool,
         system_identifier: &'static str,
         timeline: i32,
+        flushed: u64,
         history: Vec<Fork>,
     }
 
@@ -283,6 +315,7 @@ mod tests {
                 publication_exists: true,
                 system_identifier: "77",
                 timeline: 1,
+                flushed: 1_000,
                 history: Vec::new(),
             }
         }
@@ -302,6 +335,7 @@ mod tests {
                 publication_exists: self.publication_exists,
                 system_identifier: self.system_identifier,
                 timeline: self.timeline,
+                flushed: Lsn(self.flushed),
                 history: &self.history,
                 database: "shop",
                 slot: self.slot.as_ref(),
@@ -408,6 +442,27 @@ mod tests {
         assert!(matches!(with(event_only, Case::running()).unwrap_err(), Error::LaggingStandby { .. }));
         let foreign = |case: &mut Case| (case.timeline, case.history) = (4, vec![Fork { timeline: 3, at: Lsn(900) }]);
         assert!(matches!(with(foreign, Case::running()).unwrap_err(), Error::ForeignTimeline { .. }));
+    }
+
+    #[test]
+    fn a_source_that_was_set_back_below_what_was_published_is_a_named_error() {
+        let restored = |flushed: u64| with(|case| case.flushed = flushed, Case::running());
+        assert_eq!(restored(210).unwrap(), Decision::Resume(birth()));
+        assert!(matches!(restored(209).unwrap_err(), Error::SourceBehind { .. }));
+        let event_only = |case: &mut Case| {
+            case.events.insert(("t".into(), 0), Position::new(Lsn(300), 0));
+            case.flushed = 300;
+        };
+        assert!(matches!(with(event_only, Case::running()).unwrap_err(), Error::SourceBehind { .. }));
+        // Its slot is as old as the rest of it.
+        let with_slot = |case: &mut Case| (case.flushed, case.slot) = (150, Some(slot(120)));
+        assert!(matches!(with(with_slot, Case::running()).unwrap_err(), Error::SourceBehind { .. }));
+    }
+
+    #[test]
+    fn the_partitions_to_read_are_those_that_the_newest_manifest_counts() {
+        assert_eq!(Case::running().tail.places().collect::<Vec<_>>(), [("t".to_owned(), 0)]);
+        assert_eq!(LaneTail::default().places().count(), 0);
     }
 
     #[test]

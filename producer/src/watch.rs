@@ -61,6 +61,12 @@ async fn look(lane: &Lane, client: &Client, said: &mut HashSet<TableName>) -> Re
             tracing::warn!(%table, hint = format!("dflux resync {table}"), "table matches and is not published: it is not migrated");
         }
     }
+    for (table, reason) in selection.left_out.iter().filter(|(table, _)| published.contains(table)) {
+        if said.insert(table.clone()) {
+            let hint = format!("ALTER PUBLICATION \"{}\" DROP TABLE {}", lane.publication, table.quoted());
+            tracing::error!(%table, reason, hint, "table is published and can no longer be: it is not migrated whole");
+        }
+    }
     // A key dropped or a leaf attached after the start: PostgreSQL would refuse the application's next UPDATE.
     for table in &selection.need_full {
         let root = selection.leaves.iter().find(|(_, leaves)| leaves.contains(&table.oid)).map(|(root, _)| *root);

@@ -143,7 +143,8 @@ pub struct Producer {
     /// Seconds after which a snapshot is replaced, so that a long copy does not hold back vacuum.
     pub snapshot_seconds_max: u64,
     pub marker_interval_ms: u64,
-    /// Bytes that may wait for Kafka's acknowledgement.
+    /// Bytes that may wait for Kafka's acknowledgement. No record may be larger than half of it, so by default it is twice the
+    /// largest record that the topics take.
     pub queue_bytes_max: u64,
     /// Bytes of changes that the source's WAL sender holds of open transactions before it writes them to the source's disk.
     pub decoding_bytes_max: u64,
@@ -159,7 +160,7 @@ impl Default for Producer {
             chunk_rows: 100_000,
             snapshot_seconds_max: 300,
             marker_interval_ms: 100,
-            queue_bytes_max: 32 << 20,
+            queue_bytes_max: 64 << 20,
             decoding_bytes_max: 256 << 20,
             partitions: 1,
         }

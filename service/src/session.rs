@@ -20,8 +20,9 @@ use crate::Error;
 use crate::config::without_password;
 
 /// `(name, value)` of every pinned setting. `extra_float_digits` 1 gives the shortest exact digits since PostgreSQL 12; the
-/// time-outs are ours to decide, not the database's defaults.
-pub const PINNED_SETTINGS: [(&str, &str); 12] = [
+/// time-outs are ours to decide, not the database's defaults. `row_security` off: a row that a policy hides from us is an error
+/// that names the table, where it would silently be missing in the copy.
+pub const PINNED_SETTINGS: [(&str, &str); 13] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
     ("IntervalStyle", "postgres"),
@@ -31,14 +32,20 @@ pub const PINNED_SETTINGS: [(&str, &str); 12] = [
     ("lc_monetary", "C"),
     ("search_path", ""),
     ("standard_conforming_strings", "on"),
+    ("row_security", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
 ];
 
+/// Puts time-outs off that not every version has (`transaction_timeout` came with 17): an unknown one cannot be SET.
+pub const LATER_TIMEOUTS_SQL: &str = "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings \
+    WHERE name IN ('transaction_timeout', 'idle_session_timeout')";
+
 /// The pinned settings as one batch of statements.
 pub fn pinned_settings_sql() -> String {
-    PINNED_SETTINGS.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect()
+    let settings = PINNED_SETTINGS.iter().map(|(name, value)| format!("SET {name} = '{value}';"));
+    settings.chain([format!("{LATER_TIMEOUTS_SQL};")]).collect()
 }
 
 /// How much of the server's certificate is checked, as libpq defines `sslmode`.

@@ -15,9 +15,9 @@ use changelog::{Block, EventDecoder, LaneRecord, LedgerRecord, Lsn, Manifest, Ma
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tests::kafka::{self, Broker};
-use tests::postgres::{Options, Server};
+use tests::postgres::{Options, Proof, Server};
 use tests::registry::Registry;
-use tests::services::Service;
+use tests::services::{Service, run};
 use tests::sql::Session;
 use tests::stack::{self, Addresses, Migration};
 use tests::wait;
@@ -183,8 +183,10 @@ fn streaming(producer: &Service) {
         .unwrap();
 }
 
-/// Emits a marker and waits until it is in the topic: everything committed before is published.
+/// Emits a marker and waits until it is in its topic and what was committed before is acknowledged in every other: the
+/// marker may overtake the events of a large transaction, which lie in other partitions.
 fn barrier(broker: &Broker, migration: &str, source: &Session) {
+    let committed = source.value("SELECT pg_current_wal_insert_lsn()").unwrap();
     let text = stack::unique("barrier");
     source.run(&producer::markers::emit_sql(&text)).unwrap();
     let topic = Topics::new(migration, changelog::Lane::Forward).transactions();
@@ -197,6 +199,11 @@ fn barrier(broker: &Broker, migration: &str, source: &Session) {
         })
     })
     .unwrap();
+    let confirmed = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'dflux_{migration}' AND confirmed_flush_lsn >= '{committed}'"
+    );
+    wait::until_true("the slot is confirmed", LIMIT, || source.number(&confirmed).is_ok_and(|count| count == 1))
+        .unwrap();
 }
 
 /// Waits until the process has ended by itself; returns its last words.
@@ -455,7 +462,7 @@ fn a_table_rewritten_in_the_middle_of_its_backfill_is_read_again() {
         LedgerRecord::BackfillCompleted(completed) => Some(completed.exact_from),
         _ => None,
     });
-    let highest = lane.chunks().values().filter(|c| !c.exact_snapshot).map(|c| c.snapshot_lsn).max();
+    let highest = lane.chunks().values().map(|chunk| chunk.snapshot_lsn).max();
     assert_eq!(exact_from, highest);
 }
 
@@ -767,4 +774,232 @@ fn every_supported_version_is_read_with_generated_columns_and_partitions() {
         }
         assert_eq!(producer.terminate().unwrap(), Some(0));
     }
+}
+
+fn copied(producer: &Service) {
+    producer
+        .process()
+        .wait_until("the backfill is complete", LIMIT, || {
+            if producer.log().contains("backfill completed") { Ok(()) } else { Err("not yet") }
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_virtual_column_never_makes_a_write_of_the_application_fail() {
+    let server = Server::start(Options::new("virtual").version(18)).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let migration = own("virtual", &server, broker);
+    let source = migration.source().unwrap();
+    let columns = "a int, twice int GENERATED ALWAYS AS (a * 2)";
+    source
+        .run(&format!(
+            "CREATE TABLE keyless ({columns}); CREATE TABLE keyed (id int PRIMARY KEY, {columns});
+             CREATE TABLE wide (id int PRIMARY KEY, {columns}); ALTER TABLE wide REPLICA IDENTITY FULL;
+             INSERT INTO keyless VALUES (1), (2); INSERT INTO keyed VALUES (1, 1), (2, 2); INSERT INTO wide VALUES (1, 1), (2, 2)"
+        ))
+        .unwrap();
+    let said = run("dflux", &migration.config(), ["assess"]).unwrap();
+    assert_eq!(said.code, Some(2), "{}", said.stdout);
+    let blocker = said.stdout.lines().find(|line| line.contains("virtual generated columns")).unwrap_or_default();
+    assert!(blocker.contains("public.keyless") && blocker.contains("public.wide"), "{}", said.stdout);
+    assert!(!blocker.contains("public.keyed"), "{blocker}");
+    let producer = migration.service("producer").start().unwrap();
+    streaming(&producer);
+    for table in ["keyless", "keyed", "wide"] {
+        source.run(&format!("UPDATE {table} SET a = 3 WHERE a = 1; DELETE FROM {table} WHERE a = 2")).unwrap();
+    }
+    barrier(broker, &migration.name, &source);
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &["keyed"]);
+    let events: Vec<&Read> = lane.events.values().flatten().collect();
+    assert_eq!(events.iter().map(|event| event.op).collect::<Vec<_>>(), [Op::Update, Op::Delete]);
+    assert_eq!(events[0].after.as_ref().unwrap().len(), 2, "a computed column is not carried");
+    let log = producer.log();
+    for table in ["public.keyless", "public.wide"] {
+        let left_out = |line: &str| line.contains("left out") && line.contains(table) && line.contains("virtual");
+        assert!(log.lines().any(left_out), "{table}: {log}");
+    }
+    // Its key dropped, a table would get REPLICA IDENTITY FULL, which would make matters worse.
+    source.run("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey").unwrap();
+    wait::until_true("it is said", LIMIT, || producer.log().contains("ALTER PUBLICATION")).unwrap();
+    assert_eq!(source.value("SELECT relreplident FROM pg_class WHERE relname = 'keyed'").unwrap(), "d");
+}
+
+#[test]
+fn a_table_whose_policy_hides_rows_from_the_role_is_an_error_and_no_empty_copy() {
+    let server = Server::start(Options::new("policy")).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let mut migration = own("policy", &server, broker);
+    server.login("mover", Proof::Scram, "REPLICATION").unwrap();
+    server
+        .session("postgres")
+        .unwrap()
+        .run(
+            "CREATE TABLE secret (id int PRIMARY KEY); INSERT INTO secret SELECT generate_series(1, 100);
+             ALTER TABLE secret ENABLE ROW LEVEL SECURITY; ALTER TABLE secret FORCE ROW LEVEL SECURITY;
+             GRANT ALL ON DATABASE postgres TO mover; GRANT ALL ON SCHEMA public TO mover; ALTER TABLE secret OWNER TO mover",
+        )
+        .unwrap();
+    migration.addresses.source = server.url_as("mover", "postgres");
+    migration.configure(&[]).unwrap();
+    let log = ended(&migration.service("producer").start().unwrap());
+    assert!(log.contains("row-level security policy for table \"secret\""), "{log}");
+    assert!(log.contains("hint:") && log.contains("BYPASSRLS"), "{log}");
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &[]);
+    assert!(lane.chunks().is_empty());
+    server.session("postgres").unwrap().run("ALTER ROLE mover BYPASSRLS").unwrap();
+    let producer = migration.service("producer").name("again").start().unwrap();
+    copied(&producer);
+    let lane = Lane::read(broker, &stack::shared().unwrap().registry, &migration.name, &[]);
+    assert_eq!(lane.chunks().values().map(|chunk| chunk.row_count).sum::<u64>(), 100);
+}
+
+#[test]
+fn a_table_that_is_dropped_or_excluded_after_the_last_event_is_no_lost_topic() {
+    let mut running = Running::start("dropped", LOAD_SCHEMA, &[]);
+    let again = |running: &Running, name: &str| {
+        let producer = running.migration.service("producer").name(name).start().unwrap();
+        streaming(&producer);
+        producer
+    };
+    for (table, leave) in [("log", "DROP TABLE log"), ("total", "")] {
+        let change = if table == "log" { "INSERT INTO log (v) VALUES (1)" } else { "UPDATE total SET n = 1" };
+        running.source.run(change).unwrap();
+        running.barrier();
+        assert_eq!(running.producer.terminate().unwrap(), Some(0));
+        if leave.is_empty() {
+            let exclude = toml::Value::Array(vec![format!("public.{table}").into()]);
+            running.source.run("CREATE TABLE other (id int PRIMARY KEY)").unwrap();
+            running.migration.configure(&[("migration", "exclude", exclude)]).unwrap();
+        } else {
+            running.source.run(leave).unwrap();
+        }
+        running.producer = again(&running, &format!("without-{table}"));
+    }
+    // The excluded one's topic must be there all the same: the consumer may not have read it.
+    assert_eq!(running.producer.terminate().unwrap(), Some(0));
+    let topics = Topics::new(&running.migration.name, changelog::Lane::Forward);
+    let topic = topics.table(&changelog::TableName::new("public", "total"));
+    stack::shared().unwrap().broker.delete_topic(&topic).unwrap();
+    let log = ended(&running.migration.service("producer").name("lost").start().unwrap());
+    assert!(log.contains(&format!("topic {topic} was made anew or lost records")), "{log}");
+}
+
+#[test]
+fn a_source_restored_from_an_older_copy_of_its_disk_is_refused() {
+    let server = Server::start(Options::new("restored")).unwrap();
+    let broker = &stack::shared().unwrap().broker;
+    let migration = own("restored", &server, broker);
+    migration.source().unwrap().run(LOAD_SCHEMA).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    streaming(&producer);
+    barrier(broker, &migration.name, &migration.source().unwrap());
+    assert_eq!(producer.terminate().unwrap(), Some(0));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    let (data, kept) = (server.data(), server.data().with_extension("kept"));
+    server.stop().unwrap();
+    copy(&data, &kept);
+    server.start_again().unwrap();
+    let producer = migration.service("producer").name("second").start().unwrap();
+    streaming(&producer);
+    let source = migration.source().unwrap();
+    source.run("INSERT INTO log (v) SELECT g FROM generate_series(1, 20000) g").unwrap();
+    barrier(broker, &migration.name, &source);
+    assert_eq!(producer.terminate().unwrap(), Some(0));
+    server.crash().unwrap();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&kept, &data).unwrap();
+    server.start_again().unwrap();
+    let log = ended(&migration.service("producer").name("third").start().unwrap());
+    assert!(log.contains("set back to an earlier state") && log.contains("hint: dflux cleanup"), "{log}");
+}
+
+#[test]
+fn only_what_this_migrations_other_lane_wrote_is_left_out() {
+    let running = Running::start("origins", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
+    let (source, name) = (&running.source, &running.migration.name);
+    let (ours, others) = (format!("{name}/reverse"), [format!("{name}x/reverse"), "another/forward".to_owned()]);
+    let mut id = 0;
+    for lane in others.iter().chain([&ours]) {
+        let origin = changelog::origin::origin_name(lane);
+        id += 1;
+        source.run(&format!("SELECT pg_replication_origin_create('{origin}')")).unwrap();
+        source.run(&format!("SELECT pg_replication_origin_session_setup('{origin}')")).unwrap();
+        source.run(&format!("INSERT INTO t VALUES ({id}, 'origin {lane}')")).unwrap();
+        source.run("SELECT pg_replication_origin_session_reset()").unwrap();
+        source.run(&format!("SELECT pg_replication_origin_drop('{origin}')")).unwrap();
+        id += 1;
+        let message =
+            format!("SELECT pg_logical_emit_message(true, '{}', '{lane}')", changelog::origin::MESSAGE_PREFIX);
+        source.run(&format!("BEGIN; {message}; INSERT INTO t VALUES ({id}, 'message {lane}'); COMMIT")).unwrap();
+    }
+    running.barrier();
+    let lane = running.lane(&["t"]);
+    let written: Vec<String> =
+        lane.events.values().flatten().map(|event| event.after.as_ref().unwrap()[1].clone().unwrap()).collect();
+    let expected: Vec<String> =
+        others.iter().flat_map(|lane| [format!("origin {lane}"), format!("message {lane}")]).collect();
+    assert_eq!(written, expected);
+    assert_eq!(running.producer.metric("dflux_producer_transactions_filtered_total").unwrap(), Some(2.0));
+}
+
+#[test]
+fn keys_of_extensions_types_are_read_in_ranges_and_an_extensions_tables_are_not_read() {
+    let migration = Migration::shared("extensions").unwrap();
+    let source = migration.source().unwrap();
+    source
+        .run(
+            "CREATE SCHEMA ext; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree;
+             CREATE TABLE words (w ext.citext PRIMARY KEY); CREATE TABLE paths (p ltree PRIMARY KEY);
+             CREATE TABLE mixed (w ext.citext, n int, PRIMARY KEY (w, n));
+             CREATE DOMAIN word AS ext.citext; CREATE TABLE domains (w word PRIMARY KEY);
+             CREATE TABLE patterns (w text NOT NULL); CREATE UNIQUE INDEX pattern ON patterns (w text_pattern_ops);
+             ALTER TABLE patterns REPLICA IDENTITY USING INDEX pattern;
+             INSERT INTO words SELECT CASE g % 2 WHEN 0 THEN upper(md5(g::text)) ELSE md5(g::text) END FROM generate_series(1, 3000) g;
+             INSERT INTO domains SELECT w FROM words; INSERT INTO patterns SELECT w FROM words;
+             INSERT INTO paths SELECT ('a.' || g % 7 || '.' || g)::ltree FROM generate_series(1, 3000) g;
+             INSERT INTO mixed SELECT CASE g % 2 WHEN 0 THEN upper(w) ELSE lower(w) END, g
+               FROM (SELECT md5((g / 10)::text) AS w, g FROM generate_series(1, 3000) g) AS x;
+             CREATE TABLE belongs (id int PRIMARY KEY); INSERT INTO belongs VALUES (1); ALTER EXTENSION citext ADD TABLE belongs;
+             ANALYZE",
+        )
+        .unwrap();
+    let tables = ["words", "domains", "patterns", "paths", "mixed"];
+    let target = migration.target().unwrap();
+    for table in tables {
+        let columns = if table == "mixed" { "w text, n int" } else { "w text" };
+        target.run(&format!("CREATE TABLE {table} ({columns})")).unwrap();
+    }
+    migration.configure(&[("producer", "chunk_rows", 200.into())]).unwrap();
+    let producer = migration.service("producer").start().unwrap();
+    copied(&producer);
+    let shared = stack::shared().unwrap();
+    let lane = Lane::read(&shared.broker, &shared.registry, &migration.name, &[]);
+    let digest = |table: &str| {
+        format!("SELECT count(*) || md5(string_agg(r::text, ',' ORDER BY r::text COLLATE \"C\")) FROM {table} r")
+    };
+    for table in tables {
+        assert!(lane.chunks().keys().filter(|id| id.0 == table).count() > 5, "{table} is not read in ranges");
+        load_chunks(&shared.broker, &migration, &lane, table);
+        assert_eq!(source.value(&digest(table)).unwrap(), target.value(&digest(table)).unwrap(), "{table}");
+    }
+    assert_eq!(source.number("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'belongs'").unwrap(), 0);
+    assert!(lane.chunks().keys().all(|id| id.0 != "belongs"));
+}
+
+#[test]
+fn a_row_as_large_as_a_record_may_be_goes_through_with_the_defaults() {
+    let running = Running::start("large", "CREATE TABLE t (id int PRIMARY KEY, a text)", &[]);
+    let bytes = (32 << 20) - (64 << 10);
+    running.source.run(&format!("INSERT INTO t VALUES (1, repeat('x', {bytes}))")).unwrap();
+    running.barrier();
+    let lane = running.lane(&["t"]);
+    let event = lane.events.values().flatten().next().unwrap();
+    assert_eq!(event.after.as_ref().unwrap()[1].as_ref().map(String::len), Some(bytes));
+    // And it is read again at a start, as the last of its partition.
+    assert_eq!(running.producer.terminate().unwrap(), Some(0));
+    let producer = running.migration.service("producer").name("second").start().unwrap();
+    streaming(&producer);
 }

@@ -202,11 +202,12 @@ async fn a_slot_in_use_names_who_uses_it_and_a_terminated_stream_is_retried() {
 
 #[tokio::test]
 async fn the_pinned_settings_win_over_those_of_role_and_url() {
-    let server = Server::start(Options::new("walsender-settings")).unwrap();
+    let server = Server::start(Options::new("walsender-settings").version(18)).unwrap();
     let hostile = "ALTER ROLE postgres SET datestyle = 'German'; ALTER ROLE postgres SET extra_float_digits = -5; \
                    ALTER ROLE postgres SET bytea_output = 'escape'; ALTER ROLE postgres SET timezone = 'Asia/Tokyo'; \
                    ALTER ROLE postgres SET intervalstyle = 'iso_8601'; ALTER ROLE postgres SET statement_timeout = 1; \
-                   ALTER ROLE postgres SET search_path = 'public'";
+                   ALTER ROLE postgres SET search_path = 'public'; ALTER ROLE postgres SET transaction_timeout = '60s'; \
+                   ALTER ROLE postgres SET idle_session_timeout = '60s'";
     server.session("postgres").unwrap().run(hostile).unwrap();
     let url = with(&server.url("postgres"), "options=-c%20DateStyle%3DSQL%20-c%20geqo%3Doff");
     let mut walsender = connect(&url).await.unwrap();
@@ -224,8 +225,22 @@ async fn the_pinned_settings_win_over_those_of_role_and_url() {
         ("search_path", ""),
         ("lc_monetary", "C"),
         ("client_encoding", "UTF8"),
+        ("row_security", "off"),
+        ("transaction_timeout", "0"),
+        ("idle_session_timeout", "0"),
     ] {
         assert_eq!(show(name).await, expected, "{name}");
+    }
+    let address = service::session::Address::parse("source", &server.url("postgres")).unwrap();
+    let client = address.connect("settings").await.unwrap();
+    for (name, expected) in [
+        ("row_security", "off"),
+        ("transaction_timeout", "0"),
+        ("idle_session_timeout", "0"),
+        ("statement_timeout", "0"),
+    ] {
+        let row = client.query_one(&format!("SHOW {name}"), &[]).await.unwrap();
+        assert_eq!(row.get::<_, String>(0), expected, "{name}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::TryFutureExt as _;
-use service::session::{Address, PINNED_SETTINGS};
+use service::session::{Address, pinned_settings_sql};
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Postgres, Row as _};
@@ -60,11 +60,10 @@ impl Endpoint {
         let connecting = tokio::time::timeout(Duration::from_secs(10), PgConnection::connect_with(&self.options));
         let silent = |_| Error::DatabaseSilent { role: self.role, doing: "connecting".into(), seconds: 10 };
         let mut connection = connecting.await.map_err(silent)?.map_err(failed)?;
-        let mut settings: String =
-            PINNED_SETTINGS.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
-        // Wide expressions cost more to compile than to run; a row that a policy hides must be an error.
+        let mut settings = pinned_settings_sql();
+        // Wide expressions cost more to compile than to run.
         settings.push_str(&format!(
-            "SET jit = off; SET row_security = off; SET default_transaction_read_only = on; \
+            "SET jit = off; SET default_transaction_read_only = on; \
              SET max_parallel_workers_per_gather = 0; SET statement_timeout = '{STATEMENT_SECONDS_MAX}s'; \
              SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '{STATEMENT_SECONDS_MAX}s';"
         ));

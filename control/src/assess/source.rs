@@ -331,7 +331,21 @@ pub fn kinds(all: &[Table], config: &Config, findings: &mut Findings) {
             "make them on the target by hand, or add them to [migration] exclude",
         );
     }
-    let identity = names(&|t| t.movable() && !t.unlogged && t.lacks_identity());
+    let unpublishable = names(&|t| t.movable() && !t.unlogged && t.unpublishable());
+    if !unpublishable.is_empty() {
+        findings.blocker(
+            "virtual_columns",
+            format!(
+                "published with REPLICA IDENTITY FULL, which they have or need, their virtual generated columns would make PostgreSQL refuse UPDATE and DELETE: {}",
+                show(&unpublishable)
+            ),
+            format!(
+                "ALTER TABLE {0} ADD PRIMARY KEY (…), or ALTER TABLE {0} REPLICA IDENTITY DEFAULT if it has one; or make the column STORED; or add it to [migration] exclude",
+                unpublishable[0].name.quoted()
+            ),
+        );
+    }
+    let identity = names(&|t| t.movable() && !t.unlogged && t.lacks_identity() && !t.unpublishable());
     if !identity.is_empty() {
         findings.note(
             "replica_identity",

@@ -118,7 +118,7 @@ async fn catalog(source: &Database) -> Result<Catalog, Error> {
 pub async fn make(config: &Config, worker: &Database, plan: &Plan) -> Result<Counted, Error> {
     // What pg_dump's own script sets, as far as our pinned settings do not say the same.
     let begin = "BEGIN; SET LOCAL check_function_bodies = false; SET LOCAL xmloption = content;
-        SET LOCAL client_min_messages = warning; SET LOCAL row_security = off; SET LOCAL lock_timeout = '10s'";
+        SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '10s'";
     worker.batch("beginning", begin).await?;
     let mut counted = Counted::default();
     let mut there: HashSet<u32> = HashSet::new();

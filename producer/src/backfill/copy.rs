@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::observe;
 use crate::publish::{Outgoing, Outstanding, TrackedPublisher};
-use crate::source::catalog::Table;
+use crate::source::catalog::{Generated, Table};
 use crate::source::{field, rows};
 
 /// Rows are gathered up to this. Larger blocks save little and hold more memory.
@@ -169,7 +169,7 @@ impl Worker {
 
 impl Job {
     fn columns(&self) -> impl Iterator<Item = &str> {
-        self.table.columns.iter().filter(|column| !column.generated).map(|column| column.name.as_str())
+        self.table.columns.iter().filter(|column| column.generated == Generated::No).map(|column| column.name.as_str())
     }
 }
 

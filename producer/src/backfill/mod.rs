@@ -29,7 +29,7 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::observe;
 use crate::publish::TrackedPublisher;
-use crate::source::catalog::{self, Selection, Table, TableKind};
+use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
 use crate::source::{self, identity, publication};
 use crate::topics::Wanted;
 use copy::{Job, Read, Under, Worker};
@@ -198,7 +198,7 @@ impl Backfill {
             TableKind::Partitioned => leaves.get(&table.oid).cloned().unwrap_or_default().into(),
             TableKind::Ordinary | TableKind::Foreign => own.into(),
         };
-        let columns = table.columns.iter().filter(|column| !column.generated);
+        let columns = table.columns.iter().filter(|column| column.generated == Generated::No);
         let on_target = self.target.get(&table.name);
         let binary = plan::binary(columns.map(|column| (column.name.as_str(), column.type_oid)), |name| {
             on_target.and_then(|columns| columns.get(name)).copied()
@@ -336,9 +336,10 @@ async fn publish_table(
     Ok(table.map(|table| (table, selection.leaves)))
 }
 
-/// Highest point of a chunk that may miss transactions below it; from there on the stream alone is complete. Pure.
+/// Highest point of a chunk: below it some table is ahead of the others, one that was copied under an exact snapshot of its own
+/// too. From there on every table is at one position. Pure.
 fn exact_from(ledger: &Ledger, consistent_point: Lsn) -> Lsn {
-    let initial = ledger.chunks.values().filter(|chunk| chunk.id.generation == 0 && !chunk.exact_snapshot);
+    let initial = ledger.chunks.values().filter(|chunk| chunk.id.generation == 0);
     initial.map(|chunk| chunk.snapshot_lsn).max().unwrap_or(consistent_point).max(consistent_point)
 }
 
@@ -407,7 +408,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn apply_is_strict_from_the_highest_point_that_is_not_exact() {
+    fn apply_is_strict_from_where_no_table_is_ahead() {
         let chunk = |number, lsn, exact_snapshot, generation| {
             LedgerRecord::Chunk(Chunk {
                 id: ChunkId { table: TableName::new("public", "t"), generation, chunk: number },
@@ -422,9 +423,11 @@ mod tests {
             })
         };
         assert_eq!(exact_from(&Ledger::of(vec![chunk(0, 100, true, 0)]), Lsn(100)), Lsn(100));
-        let mixed =
-            vec![chunk(0, 100, true, 0), chunk(1, 300, false, 0), chunk(2, 250, false, 0), chunk(3, 900, true, 0)];
+        let mixed = vec![chunk(0, 100, true, 0), chunk(1, 300, false, 0), chunk(2, 250, false, 0)];
         assert_eq!(exact_from(&Ledger::of(mixed), Lsn(100)), Lsn(300));
+        // A keyless table that was copied after a restart: exact, and ahead of the tables that stand at 100.
+        let ahead = vec![chunk(0, 100, true, 0), chunk(1, 300, false, 0), chunk(2, 900, true, 0)];
+        assert_eq!(exact_from(&Ledger::of(ahead), Lsn(100)), Lsn(900));
         assert_eq!(exact_from(&Ledger::of(vec![chunk(0, 900, false, 1)]), Lsn(100)), Lsn(100));
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Key ranges and not ctid ranges: an update moves a row to another ctid between two snapshots, and a row read twice or never
 //! would be wrong; a key stays. Chunk n holds the keys above bound n-1 and at or below bound n, compared as rows by the
-//! source itself, so any key type with a btree order will do.
+//! source itself with the operators of the key's own index, so any key type with a btree order will do. They are named with
+//! their schema: our sessions have no search_path, and there an extension's type has no operator, or silently another type's
+//! (citext falls back to text's, whose order is not that of its index).
 
 use changelog::ledger::Plan;
 use changelog::table::{quote_identifier, quote_literal};
 
-use crate::source::catalog::{Table, TableKind};
+use crate::source::catalog::{Operators, Table, TableKind};
 
 /// Pages sampled per chunk: enough that a chunk is rarely twice its size.
 const SAMPLED_PAGES_PER_CHUNK: u64 = 30;
@@ -32,10 +34,12 @@ pub fn bounds_sql(table: &Table, chunks: u64) -> Option<String> {
     let percent = (chunks * SAMPLED_PAGES_PER_CHUNK) as f64 * 100.0 / pages as f64;
     let sample = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent:.6})") } else { String::new() };
     let key: Vec<String> = table.key.iter().map(|name| quote_identifier(name)).collect();
+    let using = |(name, operators): (&String, &Operators)| format!("{name} USING {}", operators.less);
+    let order = key.iter().zip(&table.operators).map(using).collect::<Vec<_>>().join(", ");
     let (list, texts) = (key.join(", "), key.iter().map(|name| format!("{name}::text")).collect::<Vec<_>>().join(", "));
     // The last row of each chunk but the last one is its bound.
     Some(format!(
-        "SELECT {texts} FROM (SELECT {list}, pg_catalog.row_number() OVER (ORDER BY {list}) AS \"dflux place\", \
+        "SELECT {texts} FROM (SELECT {list}, pg_catalog.row_number() OVER (ORDER BY {order}) AS \"dflux place\", \
          pg_catalog.count(*) OVER () AS \"dflux total\" FROM {}{sample}) AS sampled \
          WHERE \"dflux place\" < \"dflux total\" \
          AND (\"dflux place\" * {chunks}) / \"dflux total\" > ((\"dflux place\" - 1) * {chunks}) / \"dflux total\" \
@@ -55,25 +59,61 @@ fn from(table: &Table) -> String {
 /// The condition of one chunk; empty for a table of one chunk.
 pub fn range_sql(table: &Table, plan: &Plan, chunk: u32) -> String {
     let chunk = chunk as usize;
-    let key: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
-    let row = |items: Vec<String>| if items.len() == 1 { items.concat() } else { format!("({})", items.join(", ")) };
-    let columns = row(key);
-    let bound = |bound: &[String]| {
-        let typed = plan.key.iter().zip(bound).map(|(name, text)| {
-            let column = table.columns.iter().find(|column| column.name == *name);
-            let type_name = column.map_or("pg_catalog.text", |column| column.type_name.as_str());
-            format!("{}::{type_name}", quote_literal(text))
-        });
-        row(typed.collect())
-    };
     let above = chunk.checked_sub(1).and_then(|before| plan.bounds.get(before));
     let up_to = plan.bounds.get(chunk);
-    let conditions: Vec<String> = above
-        .map(|text| format!("{columns} > {}", bound(text)))
+    let above = above.map(|bound| beyond_sql(table, plan, bound, Side::Above));
+    above
         .into_iter()
-        .chain(up_to.map(|text| format!("{columns} <= {}", bound(text))))
-        .collect();
-    conditions.join(" AND ")
+        .chain(up_to.map(|bound| beyond_sql(table, plan, bound, Side::UpTo)))
+        .collect::<Vec<_>>()
+        .join(" AND ")
+}
+
+#[derive(Clone, Copy)]
+enum Side {
+    Above,
+    UpTo,
+}
+
+/// That a row's key is above a bound, or at or below it.
+fn beyond_sql(table: &Table, plan: &Plan, bound: &[String], side: Side) -> String {
+    let typed = |(name, text): (&String, &String)| {
+        let column = table.columns.iter().find(|column| column.name == *name);
+        let type_name = column.map_or("pg_catalog.text", |column| column.type_name.as_str());
+        format!("{}::{type_name}", quote_literal(text))
+    };
+    let names: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
+    let bounds: Vec<String> = plan.key.iter().zip(bound).map(typed).collect();
+    // Strictly beyond, for all columns but the last; beyond as the side says, for the last; not before, for the first.
+    let strict = |operators: &Operators| match side {
+        Side::Above => operators.greater.clone(),
+        Side::UpTo => operators.less.clone(),
+    };
+    let last = |operators: &Operators| match side {
+        Side::Above => operators.greater.clone(),
+        Side::UpTo => operators.at_most.clone(),
+    };
+    let first = |operators: &Operators| match side {
+        Side::Above => operators.at_least.clone(),
+        Side::UpTo => operators.at_most.clone(),
+    };
+    let row = |items: &[String]| if items.len() == 1 { items.concat() } else { format!("({})", items.join(", ")) };
+    let Some((one, others)) = table.operators.split_first() else { return "true".to_owned() };
+    if others.iter().all(|operators| operators == one) {
+        return format!("{} {} {}", row(&names), last(one), row(&bounds));
+    }
+    // A comparison of rows has one operator name for all columns. Written out, the condition on the first column alone is
+    // what the index can use.
+    let columns: Vec<_> = names.iter().zip(&bounds).zip(&table.operators).collect();
+    let mut condition = String::new();
+    for (place, ((name, bound), operators)) in columns.iter().enumerate().rev() {
+        condition = if place + 1 == columns.len() {
+            format!("{name} {} {bound}", last(operators))
+        } else {
+            format!("({name} {} {bound} OR ({name} {} {bound} AND {condition}))", strict(operators), operators.equal)
+        };
+    }
+    format!("({} {} {} AND {condition})", names[0], first(one), bounds[0])
 }
 
 /// The COPY of one chunk. `columns`: names, in the order in which the blocks list them.
@@ -105,7 +145,18 @@ mod tests {
     use changelog::{Identity, TableName};
 
     use super::*;
-    use crate::source::catalog::CatalogColumn;
+    use crate::source::catalog::{CatalogColumn, Generated};
+
+    fn operators(schema: &str) -> Operators {
+        let named = |name: &str| format!("OPERATOR({schema}.{name})");
+        Operators {
+            less: named("<"),
+            at_most: named("<="),
+            equal: named("="),
+            at_least: named(">="),
+            greater: named(">"),
+        }
+    }
 
     fn table(key: &[(&str, &str)]) -> Table {
         let column = |(name, type_name): &(&str, &str)| CatalogColumn {
@@ -113,7 +164,7 @@ mod tests {
             type_oid: 23,
             typmod: -1,
             type_name: (*type_name).to_owned(),
-            generated: false,
+            generated: Generated::No,
         };
         Table {
             oid: 1,
@@ -122,6 +173,7 @@ mod tests {
             logged: true,
             identity: Identity::Default,
             key: key.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            operators: key.iter().map(|(_, of)| operators(of.split('.').next().unwrap())).collect(),
             columns: key.iter().map(column).collect(),
             parent: None,
             estimated_rows: 1_000,
@@ -149,9 +201,9 @@ mod tests {
         assert_eq!(
             ranges,
             [
-                "\"id\" <= '10'::pg_catalog.int4",
-                "\"id\" > '10'::pg_catalog.int4 AND \"id\" <= '20'::pg_catalog.int4",
-                "\"id\" > '20'::pg_catalog.int4",
+                "\"id\" OPERATOR(pg_catalog.<=) '10'::pg_catalog.int4",
+                "\"id\" OPERATOR(pg_catalog.>) '10'::pg_catalog.int4 AND \"id\" OPERATOR(pg_catalog.<=) '20'::pg_catalog.int4",
+                "\"id\" OPERATOR(pg_catalog.>) '20'::pg_catalog.int4",
             ]
         );
     }
@@ -160,7 +212,28 @@ mod tests {
     fn composite_keys_compare_as_rows_and_texts_are_quoted() {
         let table = table(&[("a b", "pg_catalog.text"), ("n", "pg_catalog.int8")]);
         let plan = plan(&table, &[&["it's", "7"]]);
-        assert_eq!(range_sql(&table, &plan, 1), "(\"a b\", \"n\") > ('it''s'::pg_catalog.text, '7'::pg_catalog.int8)");
+        assert_eq!(
+            range_sql(&table, &plan, 1),
+            "(\"a b\", \"n\") OPERATOR(pg_catalog.>) ('it''s'::pg_catalog.text, '7'::pg_catalog.int8)"
+        );
+    }
+
+    #[test]
+    fn a_key_of_types_of_several_schemas_is_compared_column_by_column() {
+        let table = table(&[("a", "ext.citext"), ("n", "pg_catalog.int4")]);
+        let plan = plan(&table, &[&["x", "7"]]);
+        let (a, n) = ("'x'::ext.citext", "'7'::pg_catalog.int4");
+        let condition = |first: &str, strict: &str, last: &str| {
+            format!(
+                "(\"a\" OPERATOR(ext.{first}) {a} AND (\"a\" OPERATOR(ext.{strict}) {a} OR \
+                 (\"a\" OPERATOR(ext.=) {a} AND \"n\" OPERATOR(pg_catalog.{last}) {n})))"
+            )
+        };
+        assert_eq!(range_sql(&table, &plan, 0), condition("<=", "<", "<="));
+        assert_eq!(range_sql(&table, &plan, 1), condition(">=", ">", ">"));
+        let bounds = bounds_sql(&table, 2).unwrap();
+        let order = "ORDER BY \"a\" USING OPERATOR(ext.<), \"n\" USING OPERATOR(pg_catalog.<)";
+        assert!(bounds.contains(order), "{bounds}");
     }
 
     #[test]

@@ -27,8 +27,27 @@ pub struct CatalogColumn {
     pub typmod: i32,
     /// `pg_catalog.int4`: schema-qualified, quoted where needed, without a modifier.
     pub type_name: String,
-    /// Computed by the server on both sides, so neither sent nor copied.
-    pub generated: bool,
+    pub generated: Generated,
+}
+
+/// Whether the server computes a column, on both sides, so that it is neither sent nor copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generated {
+    No,
+    Stored,
+    /// Computed when it is read, from version 18 on. No publication can have it.
+    Virtual,
+}
+
+/// The operators by which the index of a key orders one column, each written `OPERATOR(schema.name)`: the sessions'
+/// search_path is empty, and an extension's type has its own elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Operators {
+    pub less: String,
+    pub at_most: String,
+    pub equal: String,
+    pub at_least: String,
+    pub greater: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +61,8 @@ pub struct Table {
     /// the primary key. Empty for a keyless table. An index that is not valid, deferrable, or has a generated column serves
     /// for nothing.
     pub key: Vec<String>,
+    /// Of each key column.
+    pub operators: Vec<Operators>,
     pub columns: Vec<CatalogColumn>,
     /// The partitioned table that it is a direct part of.
     pub parent: Option<u32>,
@@ -59,9 +80,16 @@ impl Table {
         }
     }
 
+    /// Whether PostgreSQL would refuse its UPDATEs and DELETEs whatever its publication says: REPLICA IDENTITY FULL wants
+    /// every column published, and a virtual one cannot be.
+    fn unpublishable(&self) -> bool {
+        let full = self.identity == Identity::Full || self.needs_full_identity();
+        full && self.columns.iter().any(|column| column.generated == Generated::Virtual)
+    }
+
     /// As its events describe it when its definition is the catalog's.
     pub fn shape(&self, database: &str) -> TableShape {
-        let columns = self.columns.iter().filter(|column| !column.generated);
+        let columns = self.columns.iter().filter(|column| column.generated == Generated::No);
         let columns = columns.map(|column| Column {
             name: column.name.clone(),
             type_oid: column.type_oid,
@@ -154,6 +182,9 @@ impl Selection {
         if !table.logged {
             return self.leave_out(table, "it is unlogged: its changes are not in the WAL");
         }
+        if table.unpublishable() {
+            return self.leave_out(table, VIRTUAL);
+        }
         if table.needs_full_identity() {
             self.need_full.push(table.clone());
         }
@@ -161,6 +192,10 @@ impl Selection {
     }
 
     fn take_root(&mut self, root: &Arc<Table>, leaves: Vec<&Arc<Table>>) {
+        if leaves.iter().any(|leaf| leaf.unpublishable()) {
+            // A published root publishes all of its leaves.
+            return self.leave_out(root, VIRTUAL_LEAF);
+        }
         let weak = leaves.iter().filter(|leaf| leaf.needs_full_identity()).map(|leaf| (*leaf).clone());
         self.need_full.extend(weak);
         if root.identity == Identity::Nothing {
@@ -179,20 +214,31 @@ impl Selection {
     }
 }
 
+const VIRTUAL: &str = "it has a virtual generated column, and PostgreSQL refuses UPDATE and DELETE on a published table with \
+    such a column and REPLICA IDENTITY FULL: give it a primary key and REPLICA IDENTITY DEFAULT, or make the column STORED";
+const VIRTUAL_LEAF: &str = "one of its partitions has a virtual generated column and needs REPLICA IDENTITY FULL, and \
+    PostgreSQL refuses UPDATE and DELETE on it once it is published: set REPLICA IDENTITY DEFAULT on the partition";
+
+/// What the tables of a user are, of `pg_class c` and `pg_namespace n`: not the system's, ours, or an extension's own, which
+/// CREATE EXTENSION makes on the target. Whoever lists tables uses this.
+pub const USER_TABLES: &str = "c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
+    AND n.nspname NOT IN ('information_schema', 'dflux') \
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
+      AND d.objid = c.oid AND d.deptype = 'e')";
+
 const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
     (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1), \
     greatest(c.reltuples, 0)::pg_catalog.int8, \
     CASE WHEN c.relkind = 'r' THEN coalesce(pg_catalog.pg_table_size(c.oid), 0) ELSE 0 END \
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r','p','f') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
-    AND n.nspname NOT IN ('information_schema', 'dflux')";
+    WHERE c.relkind IN ('r','p','f') AND ";
 
 /// Every user table of the database.
 ///
 /// # Errors
 /// The catalog could not be read.
 pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
-    read(client, TABLES).await
+    read(client, &format!("{TABLES}{USER_TABLES}")).await
 }
 
 /// One table by OID; `None` if it is there no more.
@@ -200,7 +246,7 @@ pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
 /// # Errors
 /// The catalog could not be read.
 pub async fn table(client: &Client, oid: u32) -> Result<Option<Arc<Table>>, Error> {
-    Ok(read(client, &format!("{TABLES} AND c.oid = {oid}")).await?.into_iter().next())
+    Ok(read(client, &format!("{TABLES}{USER_TABLES} AND c.oid = {oid}")).await?.into_iter().next())
 }
 
 async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
@@ -223,6 +269,7 @@ async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
             logged: persistence == 'p',
             identity: Identity::from_relreplident(identity as u8).ok_or_else(|| unknown("relreplident"))?,
             key: Vec::new(),
+            operators: Vec::new(),
             columns: Vec::new(),
             parent: row.try_get(6).ok().flatten().and_then(|oid| oid.parse().ok()),
             estimated_rows: field(row, 7, DOING)?,
@@ -236,10 +283,10 @@ async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
         table.columns = columns.remove(&table.oid).unwrap_or_default();
         let Keys { primary, identity } = keys.remove(&table.oid).unwrap_or_default();
         let key = if table.identity == Identity::Index { identity } else { primary };
-        let generated: HashSet<&str> =
-            table.columns.iter().filter(|column| column.generated).map(|column| column.name.as_str()).collect();
-        if !key.iter().any(|name| generated.contains(name.as_str())) {
-            table.key = key;
+        let computed = table.columns.iter().filter(|column| column.generated != Generated::No);
+        let computed: HashSet<&str> = computed.map(|column| column.name.as_str()).collect();
+        if !key.iter().any(|(name, _)| computed.contains(name.as_str())) {
+            (table.key, table.operators) = key.into_iter().unzip();
         }
         if table.estimated_rows == 0 && table.estimated_bytes > 0 {
             // Never analysed: a guess that only sizes chunks and progress bars.
@@ -253,7 +300,7 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
     const DOING: &str = "read the columns of the catalog";
     let sql = format!(
         "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, \
-         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated <> '' \
+         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated \
          FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
          JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
          WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY({oids}) ORDER BY a.attrelid, a.attnum"
@@ -265,7 +312,11 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
             type_oid: field(&row, 2, DOING)?,
             typmod: field(&row, 3, DOING)?,
             type_name: field(&row, 4, DOING)?,
-            generated: field::<String>(&row, 5, DOING)? == "t",
+            generated: match field::<String>(&row, 5, DOING)?.as_str() {
+                "" => Generated::No,
+                "v" => Generated::Virtual,
+                _ => Generated::Stored,
+            },
         });
     }
     Ok(columns)
@@ -273,17 +324,26 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
 
 #[derive(Default)]
 struct Keys {
-    primary: Vec<String>,
-    identity: Vec<String>,
+    primary: Vec<(String, Operators)>,
+    identity: Vec<(String, Operators)>,
 }
 
 async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> {
     const DOING: &str = "read the keys of the catalog";
     let sql = format!(
-        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname \
+        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname, o.less, o.at_most, o.equal, o.at_least, o.greater \
          FROM pg_catalog.pg_index i \
          CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
          JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+         JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1] \
+         CROSS JOIN LATERAL (SELECT max(w) FILTER (WHERE s = 1) AS less, max(w) FILTER (WHERE s = 2) AS at_most, \
+           max(w) FILTER (WHERE s = 3) AS equal, max(w) FILTER (WHERE s = 4) AS at_least, max(w) FILTER (WHERE s = 5) AS greater \
+           FROM (SELECT m.amopstrategy AS s, \
+             'OPERATOR(' || pg_catalog.quote_ident(h.nspname) || '.' || p.oprname || ')' AS w \
+             FROM pg_catalog.pg_amop m JOIN pg_catalog.pg_operator p ON p.oid = m.amopopr \
+             JOIN pg_catalog.pg_namespace h ON h.oid = p.oprnamespace \
+             WHERE m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype \
+             AND m.amoppurpose = 's') AS named) AS o \
          WHERE i.indrelid = ANY({oids}) AND (i.indisprimary OR i.indisreplident) \
          AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND k.place <= i.indnkeyatts \
          ORDER BY i.indrelid, i.indexrelid, k.place"
@@ -291,12 +351,19 @@ async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> 
     let mut keys: HashMap<u32, Keys> = HashMap::new();
     for row in rows(client, DOING, &sql).await? {
         let of_table = keys.entry(field(&row, 0, DOING)?).or_default();
-        let name: String = field(&row, 3, DOING)?;
+        let operators = Operators {
+            less: field(&row, 4, DOING)?,
+            at_most: field(&row, 5, DOING)?,
+            equal: field(&row, 6, DOING)?,
+            at_least: field(&row, 7, DOING)?,
+            greater: field(&row, 8, DOING)?,
+        };
+        let column: (String, Operators) = (field(&row, 3, DOING)?, operators);
         if field::<String>(&row, 1, DOING)? == "t" {
-            of_table.primary.push(name.clone());
+            of_table.primary.push(column.clone());
         }
         if field::<String>(&row, 2, DOING)? == "t" {
-            of_table.identity.push(name);
+            of_table.identity.push(column);
         }
     }
     Ok(keys)
@@ -339,6 +406,7 @@ mod tests {
             logged: true,
             identity,
             key: key.iter().map(|name| (*name).to_owned()).collect(),
+            operators: Vec::new(),
             columns: Vec::new(),
             parent,
             estimated_rows: 10,
@@ -397,5 +465,34 @@ mod tests {
         let selection = select(&[Arc::new(unlogged), foreign], &Migration::default());
         assert!(selection.published.is_empty() && selection.need_full.is_empty());
         assert_eq!(selection.left_out.len(), 2);
+    }
+
+    #[test]
+    fn a_virtual_column_and_a_full_identity_are_never_published_together() {
+        use Identity::{Default, Full, Nothing};
+        let with_virtual = |oid, identity, key: &[&str], parent| {
+            let mut table = Table::clone(&made(oid, "t", TableKind::Ordinary, identity, key, parent));
+            let (type_oid, typmod, type_name) = (23, -1, "pg_catalog.int4".to_owned());
+            let generated = Generated::Virtual;
+            table.columns = vec![CatalogColumn { name: "twice".into(), type_oid, typmod, type_name, generated }];
+            Arc::new(table)
+        };
+        for (identity, key, published) in [
+            (Default, &["id"][..], true),
+            (Default, &[], false),
+            (Full, &["id"], false),
+            (Full, &[], false),
+            (Nothing, &["id"], false),
+        ] {
+            let selection = select(&[with_virtual(1, identity, key, None)], &Migration::default());
+            assert_eq!(selection.published.len(), usize::from(published), "{identity:?} {key:?}");
+            assert_eq!(selection.left_out.len(), usize::from(!published), "{identity:?} {key:?}");
+            assert!(selection.need_full.is_empty(), "{identity:?} {key:?}");
+            // A published root publishes its leaves with it.
+            let root = made(1, "root", TableKind::Partitioned, Default, &["id"], None);
+            let selection = select(&[root, with_virtual(2, identity, key, Some(1))], &Migration::default());
+            assert_eq!(selection.published.len(), usize::from(published), "{identity:?} {key:?}");
+            assert!(selection.need_full.is_empty(), "{identity:?} {key:?}");
+        }
     }
 }

@@ -18,7 +18,7 @@ pub mod tables;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use changelog::{Cell, Header, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position};
+use changelog::{Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, origin};
 use tokio::sync::Notify;
 
 use crate::assemble::{Assembled, Assembler, Change, ChangeKind, Committed};
@@ -33,9 +33,28 @@ use images::{Image, Images};
 use segment::{Segment, Segments};
 use tables::{StreamTable, StreamTables};
 
-/// Transactions replayed by an origin of this prefix, or with a message of [`crate::assemble::ORIGIN_PREFIX`], were written
-/// by our consumer of the other lane. Other origins are the application's: a source that is itself a subscriber.
-pub const ORIGIN_NAMES: &str = "dflux";
+/// How this migration's consumer of the other lane marks what it writes into our source. Every other origin is the
+/// application's: a source that is itself a subscriber, or the target of another migration.
+#[derive(Debug)]
+struct OtherLane {
+    origin: String,
+    message: String,
+}
+
+impl OtherLane {
+    fn of(migration: &str, direction: Direction) -> OtherLane {
+        let message = origin::lane_name(migration, direction.other());
+        OtherLane { origin: origin::origin_name(&message), message }
+    }
+
+    fn wrote(&self, event: &Assembled) -> bool {
+        match event {
+            Assembled::Origin { name, .. } => *name == self.origin,
+            Assembled::OriginMessage { content } => **content == *self.message.as_bytes(),
+            Assembled::Begin(_) | Assembled::Change(_) | Assembled::Marker { .. } | Assembled::Commit(_) => false,
+        }
+    }
+}
 
 /// What the loop is given.
 pub struct Start {
@@ -69,11 +88,13 @@ pub struct Stream {
     value: Vec<u8>,
     counts: StreamCounts,
     transactions_topic: String,
+    other_lane: OtherLane,
 }
 
 impl Stream {
     pub fn new(start: Start) -> Stream {
         let transactions_topic = start.lane.topics.transactions();
+        let other_lane = OtherLane::of(&start.lane.config.migration.name, start.lane.direction);
         Stream {
             start,
             assembler: Assembler::new(),
@@ -84,6 +105,7 @@ impl Stream {
             value: Vec::new(),
             counts: StreamCounts::default(),
             transactions_topic,
+            other_lane,
         }
     }
 
@@ -140,14 +162,9 @@ impl Stream {
                 self.segments.begin();
                 self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new() });
             }
-            Assembled::Origin { name, .. } => {
+            Assembled::Origin { .. } | Assembled::OriginMessage { .. } => {
                 if let Some(open) = self.open.as_mut() {
-                    open.ours |= name.starts_with(ORIGIN_NAMES);
-                }
-            }
-            Assembled::OriginMessage { .. } => {
-                if let Some(open) = self.open.as_mut() {
-                    open.ours = true;
+                    open.ours |= self.other_lane.wrote(event);
                 }
             }
             Assembled::Change(change) => return self.change(lsn, change).await,
@@ -322,4 +339,27 @@ fn encode(
 pub fn now_micros() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_other_lane_of_this_migration_is_known_by_its_marks() {
+        let other = OtherLane::of("shop", Direction::Forward);
+        for (mark, ours) in [
+            ("shop/reverse", true),
+            ("shop/forward", false),
+            ("shop2/reverse", false),
+            ("another/forward", false),
+            ("", false),
+        ] {
+            let origin = Assembled::Origin { lsn: Lsn::ZERO, name: format!("dflux {mark}") };
+            let message = Assembled::OriginMessage { content: mark.as_bytes().to_vec().into() };
+            assert_eq!((other.wrote(&origin), other.wrote(&message)), (ours, ours), "{mark}");
+        }
+        assert!(!other.wrote(&Assembled::Origin { lsn: Lsn::ZERO, name: "dflux".into() }));
+        assert!(OtherLane::of("shop", Direction::Reverse).origin.ends_with("shop/forward"));
+    }
 }

@@ -13,7 +13,7 @@ use crate::assemble::RelationInfo;
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::pgoutput::ReplicaIdentity;
-use crate::source::catalog;
+use crate::source::catalog::{self, Generated};
 use crate::tails::Place;
 use crate::topics::Wanted;
 
@@ -139,7 +139,8 @@ fn shape_of(
         ReplicaIdentity::Index => Identity::Index,
     };
     let generated = |name: &str| {
-        known.is_some_and(|table| table.columns.iter().any(|column| column.name == name && column.generated))
+        let computed = |column: &catalog::CatalogColumn| column.name == name && column.generated != Generated::No;
+        known.is_some_and(|table| table.columns.iter().any(computed))
     };
     let kept: Vec<bool> = relation.columns.iter().map(|column| !generated(&column.name)).collect();
     let key = key_of(relation, identity, known, earlier);

@@ -19,7 +19,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// `extra_float_digits` is 3 and not 1: from PostgreSQL 12 on every value above 0 means "shortest exact", before that only 3 is
 /// exact; so 3 is right on all of them. `search_path` is empty so that names inside of values (regclass and the like) are
 /// printed with their schema. `wal_sender_timeout` is the server's business: it must notice that we died.
-const PINNED_SETTINGS: [(&str, &str); 10] = [
+const PINNED_SETTINGS: [(&str, &str); 11] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("extra_float_digits", "3"),
@@ -27,6 +27,7 @@ const PINNED_SETTINGS: [(&str, &str); 10] = [
     ("TimeZone", "UTC"),
     ("lc_monetary", "C"),
     ("search_path", ""),
+    ("row_security", "off"),
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),

@@ -90,7 +90,11 @@ impl Walsender {
         let mut last = None;
         for address in &endpoint.addresses {
             match connect_address(&endpoint, address, application_name).await {
-                Ok(walsender) => return Ok(walsender),
+                Ok(mut walsender) => {
+                    // Not among the options of the start: a version that does not know one would refuse the connection.
+                    walsender.simple_query(service::session::LATER_TIMEOUTS_SQL).await?;
+                    return Ok(walsender);
+                }
                 // Not there or not ready: perhaps the next is. A refusal of ours would be the same there.
                 Err(error) if error.remedy() == Remedy::Retry => last = Some(error),
                 Err(error) => return Err(error),
