@@ -409,6 +409,13 @@ fn a_backfill_killed_and_started_again_reads_no_finished_chunk_twice() {
             if producer.log().contains("backfill completed") { Ok(()) } else { Err("not yet") }
         })
         .unwrap();
+    let open = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dflux producer {}/forward' \
+         AND state LIKE 'idle in transaction%'",
+        migration.name
+    );
+    let source = migration.source().unwrap();
+    wait::until_true("no snapshot holds back vacuum", LIMIT, || source.number(&open).is_ok_and(|n| n == 0)).unwrap();
     let lane = Lane::read(&shared.broker, &shared.registry, &migration.name, &[]);
     for (id, chunk) in &before {
         assert_eq!(lane.chunks().get(id), Some(chunk));

@@ -88,7 +88,7 @@ pub async fn run(start: Start) -> Result<(), Error> {
     if backfill.ledger.completed.is_none() {
         backfill.initial(&selection, consistent_point).await?;
     }
-    drop(shared);
+    shared.release().await;
     backfill.resyncs(requests).await
 }
 

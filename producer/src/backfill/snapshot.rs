@@ -143,6 +143,11 @@ impl Shared {
         Ok(taken)
     }
 
+    /// Ends the current one: held on, it would hold back vacuum on the source for as long as this process lives.
+    pub async fn release(&self) {
+        *self.current.lock().await = None;
+    }
+
     /// The current one if it is exact, for a keyless table; else one of its own.
     ///
     /// # Errors
