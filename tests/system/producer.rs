@@ -281,7 +281,9 @@ fn load(migration: &Migration, seed: u64, until: std::sync::mpsc::Receiver<()>) 
         let mut random = StdRng::seed_from_u64(seed);
         let mut rows = 0;
         while until.try_recv().is_err() {
-            let size = if random.random_range(0..20) == 0 { 15_000 } else { random.random_range(1..40) };
+            // Not more than can be read back in a moment, however fast the machine is.
+            let large = rows < 300_000 && random.random_range(0..20) == 0;
+            let size = if large { 15_000 } else { random.random_range(1..40) };
             session
                 .run(&format!(
                     "BEGIN; INSERT INTO log (v) SELECT g FROM generate_series(1, {size}) g;
@@ -289,6 +291,7 @@ fn load(migration: &Migration, seed: u64, until: std::sync::mpsc::Receiver<()>) 
                 ))
                 .unwrap();
             rows += size;
+            wait::pace(Duration::from_millis(2));
         }
         rows
     })
