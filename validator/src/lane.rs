@@ -35,7 +35,8 @@ impl LaneState {
             return why(format!("the lane is not exact yet: phase {}", self.phase));
         }
         match self.exact_from {
-            Some(point) if self.applied.commit_lsn < point => {
+            // A lane that begins at its point has applied all that lies before it, and has met nothing behind it yet.
+            Some(point) if self.applied < before(point) => {
                 why(format!("the lane is at {} and exact from {point}", self.applied.commit_lsn))
             }
             _ => Ok(()),
@@ -74,7 +75,7 @@ pub async fn read(session: &mut Session, lane: &str) -> Result<Option<LaneState>
     let applied = match u64::try_from(ordinal) {
         Ok(ordinal) => Position { commit_lsn, ordinal, part: part.max(0) as u32 },
         // Nothing of the transaction at this position yet.
-        Err(_) => Position { commit_lsn: Lsn(commit_lsn.0.saturating_sub(1)), ordinal: u64::MAX, part: 0 },
+        Err(_) => before(commit_lsn),
     };
     Ok(Some(LaneState {
         phase: session.get(doing, row, 0)?,
@@ -173,6 +174,11 @@ pub async fn lag(source: &mut Session, target: &mut Session, lane: &str) -> Resu
     }))
 }
 
+/// The last position below a commit LSN.
+fn before(commit_lsn: Lsn) -> Position {
+    Position { commit_lsn: Lsn(commit_lsn.0.saturating_sub(1)), ordinal: u64::MAX, part: 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,7 +197,9 @@ mod tests {
         assert!(reason.contains("tolerant") && reason.contains("unique violation"), "{reason}");
         lane.phase = "exact".into();
         assert!(lane.exact().is_err());
-        lane.applied.commit_lsn = Lsn(20);
+        lane.applied = before(Lsn(20));
+        assert!(lane.exact().is_ok(), "it begins at its point");
+        lane.applied = Position::new(Lsn(20), 0);
         assert!(lane.exact().is_ok());
     }
 }
