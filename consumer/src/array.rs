@@ -88,6 +88,58 @@ pub struct RawArray {
 #[derive(Debug, PartialEq, Eq)]
 pub struct NeedsText;
 
+const NULL: [u8; 4] = (-1_i32).to_be_bytes();
+
+fn put(out: &mut Vec<u8>, element: &[u8]) {
+    out.extend_from_slice(&(element.len() as i32).to_be_bytes());
+    out.extend_from_slice(element);
+}
+
+/// Appends a value of `column` as its length and its bytes, the form of an array's elements and of a binary COPY's fields;
+/// one that was not sent counts as null.
+///
+/// # Errors
+/// `NeedsText`; nothing was appended.
+pub fn put_element(
+    carrier: Carrier,
+    value: &Value<'_>,
+    column: &Column,
+    out: &mut Vec<u8>,
+    scratch: &mut String,
+) -> Result<(), NeedsText> {
+    match (carrier, *value) {
+        (_, Value::Null | Value::Unchanged) => out.extend_from_slice(&NULL),
+        (Carrier::Boolean, Value::Boolean(value)) => put(out, &[u8::from(value)]),
+        (Carrier::Int2, Value::Int(number)) => {
+            put(out, &i16::try_from(number).map_err(|_| NeedsText)?.to_be_bytes());
+        }
+        (Carrier::Int4, Value::Int(number)) => put(out, &number.to_be_bytes()),
+        (Carrier::Int8, Value::Long(number)) => put(out, &number.to_be_bytes()),
+        (Carrier::Float4, Value::Float(number)) => put(out, &number.to_be_bytes()),
+        (Carrier::Float8, Value::Double(number)) => put(out, &number.to_be_bytes()),
+        (Carrier::Bytea, Value::Bytes(bytes)) => put(out, bytes),
+        (Carrier::Uuid, Value::Uuid(text)) => {
+            let mut digits = text.bytes().filter(|digit| *digit != b'-');
+            let number = digits
+                .try_fold(0_u128, |number, digit| Some(number << 4 | u128::from(char::from(digit).to_digit(16)?)));
+            put(out, &number.ok_or(NeedsText)?.to_be_bytes());
+        }
+        (Carrier::Date, Value::Date(days)) => put(out, &(days - EPOCH_DAYS).to_be_bytes()),
+        (Carrier::Time, Value::Time(micros)) => put(out, &micros.to_be_bytes()),
+        (Carrier::Timestamp, Value::Timestamp(micros)) | (Carrier::Timestamptz, Value::TimestampTz(micros)) => {
+            put(out, &(micros - EPOCH_MICROS).to_be_bytes());
+        }
+        (Carrier::Text, Value::Text(text)) => put(out, text.as_bytes()),
+        (Carrier::Text, value) => {
+            scratch.clear();
+            format_value(&value, column.kind(), scratch);
+            put(out, scratch.as_bytes());
+        }
+        _ => return Err(NeedsText),
+    }
+    Ok(())
+}
+
 /// Grows by one element at a time.
 #[derive(Debug)]
 pub struct ArrayBuilder {
@@ -103,15 +155,10 @@ impl ArrayBuilder {
         ArrayBuilder { carrier, bytes: vec![0; HEADER_BYTES], length: 0, has_null: false, scratch: String::new() }
     }
 
-    fn put(&mut self, element: &[u8]) {
-        self.bytes.extend_from_slice(&(element.len() as i32).to_be_bytes());
-        self.bytes.extend_from_slice(element);
-    }
-
     pub fn push_null(&mut self) {
         self.length += 1;
         self.has_null = true;
-        self.bytes.extend_from_slice(&(-1_i32).to_be_bytes());
+        self.bytes.extend_from_slice(&NULL);
     }
 
     /// Appends a value of `column`; one that was not sent counts as null.
@@ -119,46 +166,14 @@ impl ArrayBuilder {
     /// # Errors
     /// `NeedsText`; nothing was appended.
     pub fn push(&mut self, value: &Value<'_>, column: &Column) -> Result<(), NeedsText> {
-        match (self.carrier, *value) {
-            (_, Value::Null | Value::Unchanged) => {
-                self.push_null();
-                return Ok(());
-            }
-            (Carrier::Boolean, Value::Boolean(value)) => self.put(&[u8::from(value)]),
-            (Carrier::Int2, Value::Int(number)) => {
-                self.put(&i16::try_from(number).map_err(|_| NeedsText)?.to_be_bytes());
-            }
-            (Carrier::Int4, Value::Int(number)) => self.put(&number.to_be_bytes()),
-            (Carrier::Int8, Value::Long(number)) => self.put(&number.to_be_bytes()),
-            (Carrier::Float4, Value::Float(number)) => self.put(&number.to_be_bytes()),
-            (Carrier::Float8, Value::Double(number)) => self.put(&number.to_be_bytes()),
-            (Carrier::Bytea, Value::Bytes(bytes)) => self.put(bytes),
-            (Carrier::Uuid, Value::Uuid(text)) => {
-                let hex: String = text.chars().filter(|digit| *digit != '-').collect();
-                let number = u128::from_str_radix(&hex, 16).map_err(|_| NeedsText)?;
-                self.put(&number.to_be_bytes());
-            }
-            (Carrier::Date, Value::Date(days)) => self.put(&(days - EPOCH_DAYS).to_be_bytes()),
-            (Carrier::Time, Value::Time(micros)) => self.put(&micros.to_be_bytes()),
-            (Carrier::Timestamp, Value::Timestamp(micros)) | (Carrier::Timestamptz, Value::TimestampTz(micros)) => {
-                self.put(&(micros - EPOCH_MICROS).to_be_bytes());
-            }
-            (Carrier::Text, Value::Text(text)) => self.put(text.as_bytes()),
-            (Carrier::Text, value) => {
-                let mut scratch = std::mem::take(&mut self.scratch);
-                scratch.clear();
-                format_value(&value, column.kind(), &mut scratch);
-                self.put(scratch.as_bytes());
-                self.scratch = scratch;
-            }
-            _ => return Err(NeedsText),
-        }
+        self.has_null |= matches!(value, Value::Null | Value::Unchanged);
+        put_element(self.carrier, value, column, &mut self.bytes, &mut self.scratch)?;
         self.length += 1;
         Ok(())
     }
 
     pub fn push_count(&mut self, count: i64) {
-        self.put(&count.to_be_bytes());
+        put(&mut self.bytes, &count.to_be_bytes());
         self.length += 1;
     }
 

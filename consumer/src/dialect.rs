@@ -14,8 +14,9 @@ use crate::Error;
 use crate::array::{ArrayBuilder, Carrier, RawArray};
 use crate::event::RawEvent;
 use crate::plan::{Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
-use crate::relation::Relation;
+use crate::relation::{Relation, TargetColumn};
 
+mod copy;
 mod keyless;
 
 /// What the count of affected rows means.
@@ -35,6 +36,8 @@ pub struct Statement {
     /// Each parameter's number stands behind a NUL, which no identifier can hold; see [`Statement::text`].
     sql: String,
     pub arrays: Vec<RawArray>,
+    /// For a COPY, which has no parameters.
+    pub rows: Option<copy::Rows>,
     pub expect: Expect,
     pub table: TableName,
     pub op: &'static str,
@@ -62,9 +65,9 @@ impl Statement {
         text
     }
 
-    /// Whether it can stand among others in one statement: it only counts rows, and has no WITH of its own.
+    /// Whether it can stand among others in one statement: it only counts rows, is no COPY and has no WITH of its own.
     pub fn joins(&self) -> bool {
-        matches!(self.expect, Expect::Rows(_)) && !self.sql.starts_with("WITH")
+        matches!(self.expect, Expect::Rows(_)) && self.rows.is_none() && !self.sql.starts_with("WITH")
     }
 }
 
@@ -72,7 +75,7 @@ impl Statement {
 ///
 /// # Errors
 /// Corrupt bytes, or an image that is missing.
-pub fn statements(step: &Step) -> Result<Vec<Statement>, Error> {
+pub fn statements(step: &Step<'_>) -> Result<Vec<Statement>, Error> {
     let mut out = Vec::new();
     match step {
         Step::Truncate(tables) => {
@@ -81,6 +84,7 @@ pub fn statements(step: &Step) -> Result<Vec<Statement>, Error> {
             out.push(Statement {
                 sql: format!("TRUNCATE {}", names.join(", ")),
                 arrays: Vec::new(),
+                rows: None,
                 expect: Expect::Any,
                 table: tables.first().map_or_else(|| TableName::new("", ""), |relation| relation.name().clone()),
                 op: "truncate",
@@ -157,9 +161,13 @@ impl<'r> Parameters<'r> {
         text
     }
 
+    fn target(&self, at: usize) -> &TargetColumn {
+        &self.relation.columns[self.columns[at]]
+    }
+
     /// The parameter as a value of the target's column.
     fn value(&self, at: usize) -> String {
-        let target = &self.relation.columns[self.columns[at]];
+        let target = self.target(at);
         let carrier = self.carriers[at];
         let texts = carrier == Carrier::Text && matches!(target.type_oid, 25 | 1043);
         if texts || carrier.element_oid() == target.type_oid {
@@ -170,13 +178,13 @@ impl<'r> Parameters<'r> {
     }
 
     fn name(&self, at: usize) -> String {
-        quote_identifier(&self.relation.columns[self.columns[at]].name)
+        quote_identifier(&self.target(at).name)
     }
 
     /// `t.key = u.c0 AND …` over the first `count` parameters.
     fn matches(&self, count: usize) -> String {
         let condition = |at: usize| {
-            let target = &self.relation.columns[self.columns[at]];
+            let target = self.target(at);
             let equals = if target.equals_schema == "pg_catalog" {
                 "=".to_owned()
             } else {
@@ -265,6 +273,7 @@ fn statement(relation: &Relation, op: &'static str, position: Position, expect: 
     Statement {
         sql: String::new(),
         arrays: Vec::new(),
+        rows: None,
         expect,
         table: relation.name().clone(),
         op,
@@ -274,20 +283,20 @@ fn statement(relation: &Relation, op: &'static str, position: Position, expect: 
     }
 }
 
-fn position_of(rows: &[&Row]) -> Position {
+fn position_of(rows: &[&Row<'_>]) -> Position {
     rows.iter().map(|row| row.newest.header.position).min().unwrap_or_default()
 }
 
-fn keyed(changes: &TableChanges, out: &mut Vec<Statement>) -> Result<(), Error> {
-    let relation = &*changes.relation;
-    let of = |wanted: &[Net]| -> Vec<&Row> { changes.rows().filter(|row| wanted.contains(&row.net)).collect() };
+fn keyed(changes: &TableChanges<'_>, out: &mut Vec<Statement>) -> Result<(), Error> {
+    let relation = changes.relation;
+    let of = |wanted: &[Net]| -> Vec<&Row<'_>> { changes.rows().filter(|row| wanted.contains(&row.net)).collect() };
     let deleted = of(&[Net::Delete]);
     if !deleted.is_empty() {
         let expect = Expect::Rows(deleted.len() as u64);
         out.push(delete(relation, &deleted, expect)?);
     }
     // Tolerant: whatever was there goes first. (ON CONFLICT would need to know the index.)
-    let (whole, partial): (Vec<&Row>, Vec<&Row>) = of(&[Net::Put]).into_iter().partition(|row| row.complete);
+    let (whole, partial): (Vec<&Row<'_>>, Vec<&Row<'_>>) = of(&[Net::Put]).into_iter().partition(|row| row.complete);
     let mut gone = of(&[Net::Gone]);
     gone.extend(&whole);
     if !gone.is_empty() {
@@ -314,13 +323,13 @@ fn picked<'a>(image: &[Value<'a>], columns: &[usize], values: &mut Vec<Value<'a>
     values.extend(columns.iter().map(|at| image[*at]));
 }
 
-fn delete(relation: &Relation, rows: &[&Row], expect: Expect) -> Result<Statement, Error> {
+fn delete(relation: &Relation, rows: &[&Row<'_>], expect: Expect) -> Result<Statement, Error> {
     let mut parameters = Parameters::new(relation, relation.key.clone());
     let columns = parameters.columns.clone();
     let arrays = parameters.arrays(|push| {
         let (mut image, mut values) = (Vec::new(), Vec::new());
         for row in rows {
-            key_image(relation, &row.newest, &mut image)?;
+            key_image(relation, row.newest, &mut image)?;
             picked(&image, &columns, &mut values);
             push(&values);
         }
@@ -337,10 +346,9 @@ fn delete(relation: &Relation, rows: &[&Row], expect: Expect) -> Result<Statemen
     Ok(statement)
 }
 
-fn insert(relation: &Relation, rows: &[&Row]) -> Result<Statement, Error> {
-    let mut parameters = Parameters::new(relation, relation.writable().collect());
-    let columns = parameters.columns.clone();
-    let arrays = parameters.arrays(|push| {
+fn insert(relation: &Relation, rows: &[&Row<'_>]) -> Result<Statement, Error> {
+    let columns: Vec<usize> = relation.writable().collect();
+    inserted(relation, position_of(rows), rows.len(), |push| {
         let (mut image, mut values) = (Vec::new(), Vec::new());
         for row in rows {
             after_image(relation, row, &mut image)?;
@@ -348,31 +356,45 @@ fn insert(relation: &Relation, rows: &[&Row]) -> Result<Statement, Error> {
             push(&values);
         }
         Ok(())
-    })?;
-    let mut statement = statement(relation, "insert", position_of(rows), Expect::Rows(rows.len() as u64));
-    statement.sql = insert_sql(&parameters, &parameters.source(&[]));
-    statement.arrays = arrays;
+    })
+}
+
+/// New rows of all writable columns; `rows` gives the same `count` of them each time it is asked.
+fn inserted(
+    relation: &Relation,
+    position: Position,
+    count: usize,
+    rows: impl FnMut(&mut dyn FnMut(&[Value<'_>])) -> Result<(), Error>,
+) -> Result<Statement, Error> {
+    let mut statement = statement(relation, "insert", position, Expect::Rows(count as u64));
+    let mut parameters = Parameters::new(relation, relation.writable().collect());
+    let names = |parameters: &Parameters<'_>| -> String {
+        (0..parameters.columns.len()).map(|at| parameters.name(at)).collect::<Vec<_>>().join(", ")
+    };
+    let table = relation.name().quoted();
+    if count >= copy::ROWS_MIN && copy::fits(&parameters) {
+        let rows = copy::rows(&parameters, rows)?;
+        statement.sql = format!("COPY {table} ({}) FROM STDIN (FORMAT {})", names(&parameters), rows.format());
+        statement.rows = Some(rows);
+        return Ok(statement);
+    }
+    statement.arrays = parameters.arrays(rows)?;
+    let values: Vec<String> = (0..parameters.columns.len()).map(|at| parameters.value(at)).collect();
+    statement.sql = format!(
+        "INSERT INTO {table} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+        names(&parameters),
+        values.join(", "),
+        parameters.source(&[])
+    );
     Ok(statement)
 }
 
-fn insert_sql(parameters: &Parameters<'_>, source: &str) -> String {
-    let each = |part: &dyn Fn(usize) -> String| -> String {
-        (0..parameters.columns.len()).map(part).collect::<Vec<_>>().join(", ")
-    };
-    format!(
-        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {source}",
-        parameters.relation.name().quoted(),
-        each(&|at| parameters.name(at)),
-        each(&|at| parameters.value(at)),
-    )
-}
-
 /// Updates grouped by which columns have no value.
-fn updates(relation: &Relation, rows: &[&Row], mode: Mode, out: &mut Vec<Statement>) -> Result<(), Error> {
+fn updates(relation: &Relation, rows: &[&Row<'_>], mode: Mode, out: &mut Vec<Statement>) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
     }
-    let mut shapes: BTreeMap<Vec<usize>, Vec<&Row>> = BTreeMap::new();
+    let mut shapes: BTreeMap<Vec<usize>, Vec<&Row<'_>>> = BTreeMap::new();
     let mut image = Vec::new();
     for row in rows {
         let missing = if row.complete {
@@ -389,7 +411,7 @@ fn updates(relation: &Relation, rows: &[&Row], mode: Mode, out: &mut Vec<Stateme
     Ok(())
 }
 
-fn update(relation: &Relation, missing: &[usize], rows: &[&Row], mode: Mode) -> Result<Statement, Error> {
+fn update(relation: &Relation, missing: &[usize], rows: &[&Row<'_>], mode: Mode) -> Result<Statement, Error> {
     let mut columns = relation.key.clone();
     let key_columns = columns.len();
     columns.extend(relation.writable().filter(|at| !relation.key.contains(at) && !missing.contains(at)));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use changelog::{Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, TableName, TableShape, schema};
 
 use super::*;
+use crate::event::Arena;
 use crate::plan::{Change, Planner};
 use crate::relation::{TargetColumn, TargetTable};
 
@@ -62,7 +63,7 @@ fn sql(events: &[(Op, Texts<'_>, Texts<'_>)]) -> Vec<Statement> {
 
 fn sql_in(relation: &Arc<Relation>, events: &[(Op, Texts<'_>, Texts<'_>)]) -> Result<Vec<Statement>, Error> {
     let mut encoder = EventEncoder::new(Arc::new(shape()), Lane::Forward, 1, 2);
-    let mut planner = Planner::new(true);
+    let mut changes = Vec::new();
     for (ordinal, (op, before, after)) in events.iter().enumerate() {
         let position = Position::new(Lsn(1), ordinal as u64);
         let header = Header { op: *op, xid: 1, lsn: Lsn(1), position, commit_time_micros: 0 };
@@ -76,9 +77,11 @@ fn sql_in(relation: &Arc<Relation>, events: &[(Op, Texts<'_>, Texts<'_>)]) -> Re
         encoder.value(&mut value, &header, before.as_deref(), after.as_deref()).unwrap();
         let mut key = Vec::new();
         encoder.key(&mut key, &position, after.as_deref().or(before.as_deref()).unwrap()).unwrap();
-        let event = RawEvent::read(Some(&key), &value, 0, 0).unwrap();
-        planner.add(Change { relation: relation.clone(), mode: Mode::Strict, event });
+        let event = RawEvent::read(&mut Arena::default(), Some(&key), &value, 0, 0).unwrap();
+        changes.push(Change { relation: relation.clone(), mode: Mode::Strict, event });
     }
+    let mut planner = Planner::new(true);
+    changes.iter().for_each(|change| planner.add(change));
     let mut all = Vec::new();
     for step in planner.finish() {
         all.extend(statements(&step)?);
@@ -196,4 +199,26 @@ fn parameters_are_numbered_behind_those_of_the_statements_before() {
         "{}",
         statements[0].text(9)
     );
+}
+
+#[test]
+fn many_new_rows_are_copied_as_text_where_the_binary_form_is_not_known() {
+    let rows: Vec<String> = (0..copy::ROWS_MIN).map(|id| id.to_string()).collect();
+    let events: Vec<(Op, Texts<'_>, Texts<'_>)> =
+        rows.iter().map(|id| (Op::Create, None, Some([id.as_str(), "Ann\t\\N", "2024-02-29", "7"]))).collect();
+    // The target's id is wider than the source's: only a cast makes one of the other.
+    assert!(sql(&events)[0].rows.is_none());
+    let mut columns = relation().columns.clone();
+    columns[0].type_oid = 23;
+    let same = relation_in(TargetTable::default(), false);
+    let same = Arc::new(
+        Relation::new(0, 0, same.decoder.clone(), &TargetTable { columns, ..TargetTable::default() }).unwrap(),
+    );
+    let statements = sql_in(&same, &events).unwrap();
+    assert_eq!(statements.len(), 1);
+    assert_eq!(statements[0].expect, Expect::Rows(copy::ROWS_MIN as u64));
+    assert!(!statements[0].joins());
+    assert_eq!(statements[0].text(0), "COPY \"s\".\"t\"\"q\" (\"id\", \"name\", \"day\") FROM STDIN (FORMAT text)");
+    assert!(statements[0].rows.as_ref().unwrap().bytes.starts_with(b"0\tAnn\\t\\\\N\t2024-02-29\n1\t"));
+    assert!(sql_in(&same, &events[1..]).unwrap()[0].rows.is_none());
 }

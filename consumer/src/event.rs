@@ -1,42 +1,32 @@
 //! Events as they travel from the reading thread to the target: undecoded, in parcels that own their bytes.
 
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use changelog::{EventDecoder, Head, Header, Manifest, Marker, avro};
 
 /// Index of a partition in the order in which the reader met them.
 pub type PartitionIndex = u16;
 
-/// A slice of an event's bytes. Cheap to clone; keeps the event's bytes alive.
-#[derive(Clone, Debug)]
-pub struct Slice {
-    arena: Arc<[u8]>,
-    start: u32,
-    length: u32,
+/// Where the bytes of many events lie together: an allocation of their own for each would cost more than reading them.
+#[derive(Debug, Default)]
+pub struct Arena {
+    free: BytesMut,
 }
 
-impl Slice {
-    fn new(arena: Arc<[u8]>, start: usize, length: usize) -> Slice {
-        Slice { arena, start: start as u32, length: length as u32 }
-    }
+impl Arena {
+    /// Room made at once; an event that is larger gets its own.
+    const BYTES: usize = 256 << 10;
 
-    pub fn bytes(&self) -> &[u8] {
-        &self.arena[self.start as usize..(self.start + self.length) as usize]
-    }
-}
-
-impl PartialEq for Slice {
-    fn eq(&self, other: &Slice) -> bool {
-        self.bytes() == other.bytes()
-    }
-}
-
-impl Eq for Slice {}
-
-impl Hash for Slice {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.bytes().hash(state);
+    /// Copies both parts, one behind the other.
+    fn hold(&mut self, first: &[u8], second: &[u8]) -> Bytes {
+        let bytes = first.len() + second.len();
+        if self.free.capacity() < bytes {
+            self.free = BytesMut::with_capacity(bytes.max(Arena::BYTES));
+        }
+        self.free.extend_from_slice(first);
+        self.free.extend_from_slice(second);
+        self.free.split().freeze()
     }
 }
 
@@ -48,9 +38,9 @@ pub struct RawEvent {
     pub schema_id: u32,
     pub partition: PartitionIndex,
     pub offset: i64,
-    /// The Kafka key without its frame; empty for a keyless table.
-    pub key: Slice,
-    pub value: Slice,
+    key_bytes: u32,
+    /// Key, then value.
+    bytes: Bytes,
 }
 
 impl RawEvent {
@@ -59,6 +49,7 @@ impl RawEvent {
     /// # Errors
     /// It does not begin as an event does.
     pub fn read(
+        arena: &mut Arena,
         key: Option<&[u8]>,
         value: &[u8],
         partition: PartitionIndex,
@@ -66,19 +57,23 @@ impl RawEvent {
     ) -> Result<RawEvent, changelog::Error> {
         let Head { schema_id, header, has_unchanged } = EventDecoder::head(value)?;
         let key = key.and_then(|key| key.get(avro::FRAME_BYTES..)).unwrap_or_default();
-        let mut bytes = Vec::with_capacity(key.len() + value.len());
-        bytes.extend_from_slice(key);
-        bytes.extend_from_slice(value);
-        let bytes: Arc<[u8]> = Arc::from(bytes);
-        Ok(RawEvent {
-            header,
-            has_unchanged,
-            schema_id,
-            partition,
-            offset,
-            key: Slice::new(bytes.clone(), 0, key.len()),
-            value: Slice::new(bytes, key.len(), value.len()),
-        })
+        let (key_bytes, bytes) = (key.len() as u32, arena.hold(key, value));
+        Ok(RawEvent { header, has_unchanged, schema_id, partition, offset, key_bytes, bytes })
+    }
+
+    /// The Kafka key without its frame; empty for a keyless table.
+    pub fn key(&self) -> &[u8] {
+        &self.bytes[..self.key_bytes as usize]
+    }
+
+    /// The record's value, its frame included.
+    pub fn value(&self) -> &[u8] {
+        &self.bytes[self.key_bytes as usize..]
+    }
+
+    /// What it takes in memory, about.
+    pub fn size(&self) -> usize {
+        self.bytes.len() + size_of::<RawEvent>()
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Batch {
 pub fn prepare(changes: &[Change]) -> Result<Vec<Statement>, Error> {
     let mut planner = Planner::new(true);
     for change in changes {
-        planner.add(change.clone());
+        planner.add(change);
     }
     let mut prepared = Vec::new();
     for step in planner.finish() {
@@ -315,7 +315,7 @@ impl Applier {
     async fn one_by_one(&mut self, changes: &[Change]) -> Result<(), Failure> {
         let mut planner = Planner::new(false);
         for change in changes {
-            planner.add(change.clone());
+            planner.add(change);
         }
         for step in planner.finish() {
             let mut missed = false;
@@ -336,14 +336,7 @@ impl Applier {
 
     async fn statement(&mut self, statement: Statement, fold: bool) -> Result<u64, Failure> {
         let sql = statement.text(0);
-        let Statement { arrays, expect, table, op, position, keys, .. } = statement;
-        let mut arguments = PgArguments::default();
-        for array in arrays {
-            arguments.add(array).map_err(|error| Error::Target {
-                what: format!("{op} on {table}"),
-                source: sqlx::Error::Encode(error),
-            })?;
-        }
+        let Statement { arrays, rows, expect, table, op, position, keys, .. } = statement;
         let refused = |source: sqlx::Error| {
             let class = code(&source).unwrap_or_default();
             // Data (22) and constraints (23): one change of many is at fault, or none is but their order.
@@ -352,6 +345,18 @@ impl Applier {
             }
             Failure::Final(Error::Refused { table: table.to_string(), op, position, source })
         };
+        if let Some(rows) = rows {
+            let mut copy = self.connection.copy_in_raw(&sql).await.map_err(refused)?;
+            copy.send(rows.bytes).await.map_err(refused)?;
+            return copy.finish().await.map_err(refused);
+        }
+        let mut arguments = PgArguments::default();
+        for array in arrays {
+            arguments.add(array).map_err(|error| Error::Target {
+                what: format!("{op} on {table}"),
+                source: sqlx::Error::Encode(error),
+            })?;
+        }
         let query = sqlx::query_with(AssertSqlSafe(sql), arguments);
         if expect != Expect::Found {
             let done = query.execute(&mut self.connection).await.map_err(refused)?;
@@ -374,14 +379,14 @@ impl Applier {
         query.execute(&mut self.connection).await.map(|_| ()).map_err(target("dflux.incomplete"))
     }
 
-    async fn divergence(&mut self, step: &Step, table: &TableName, position: Position) -> Result<(), Error> {
+    async fn divergence(&mut self, step: &Step<'_>, table: &TableName, position: Position) -> Result<(), Error> {
         let event = sole_event(step);
         let op = event.map_or("update", |event| op_name(event.header.op));
         let position = event.map_or(position, |event| event.header.position);
         self.diverged += 1;
         observe::diverged(&table.to_string(), &position, op);
         // The key's hash and not the key: these rows are looked at, and keys may be personal.
-        let key = event.map_or(&[][..], |event| event.key.bytes());
+        let key = event.map_or(&[][..], |event| event.key());
         let sql = "INSERT INTO dflux.divergence (lane, schema_name, table_name, commit_lsn, ordinal, op, key_hash) \
                    VALUES ($1, $2, $3, $4::pg_lsn, $5, $6, md5($7))";
         sqlx::query(sql)
@@ -537,11 +542,11 @@ fn progress_sql(batch: &Batch, before: usize) -> String {
     sql
 }
 
-fn sole_event(step: &Step) -> Option<&RawEvent> {
+fn sole_event<'a>(step: &Step<'a>) -> Option<&'a RawEvent> {
     match step {
         Step::Set(tables) => {
             let changes = tables.first()?;
-            changes.keyless.first().or_else(|| changes.rows().next().map(|row| &row.newest))
+            changes.keyless.first().copied().or_else(|| changes.rows().next().map(|row| row.newest))
         }
         Step::KeyChange { delete, .. } => Some(delete),
         Step::Truncate(_) => None,

@@ -319,7 +319,7 @@ impl Pipeline<'_> {
         }
         // Keyless rows cannot be tolerated: their copy is exact at its point.
         let mode = if tolerant && !relation.keyless() { Mode::Tolerant } else { Mode::Strict };
-        self.batch.bytes += event.value.bytes().len() + event.key.bytes().len() + 100;
+        self.batch.bytes += event.size();
         self.batch.changes.push(Change { relation, mode, event });
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! far as the key can tell. What else could tell, another unique constraint, makes the statement fail, and then the
 //! caller plans the same events again with `fold` off: each one a Set of its own, in source order.
 //!
-//! Images stay encoded; only what survives is ever decoded. A row whose newest image lacks unchanged columns keeps the older
+//! Events are borrowed and images stay encoded; only what survives is ever decoded. A row whose newest image lacks unchanged columns keeps the older
 //! events that have them.
 
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use crate::Error;
 use crate::error::contract;
-use crate::event::{RawEvent, Slice};
+use crate::event::RawEvent;
 use crate::relation::Relation;
 
 /// How strict a table's changes are taken.
@@ -49,41 +49,41 @@ pub enum Net {
 }
 
 #[derive(Debug)]
-pub struct Row {
+pub struct Row<'a> {
     pub net: Net,
-    pub newest: RawEvent,
+    pub newest: &'a RawEvent,
     /// Newest first; only as far back as columns are missing.
-    pub older: Vec<RawEvent>,
+    pub older: Vec<&'a RawEvent>,
     /// Whether the newest image and the older ones together have every column.
     pub complete: bool,
 }
 
 /// The changes of one table in one Set.
 #[derive(Debug)]
-pub struct TableChanges {
-    pub relation: Arc<Relation>,
+pub struct TableChanges<'a> {
+    pub relation: &'a Relation,
     pub mode: Mode,
-    rows: Vec<Row>,
-    places: HashMap<Slice, usize>,
+    rows: Vec<Row<'a>>,
+    places: HashMap<&'a [u8], usize>,
     /// Of a keyless table: every event, in order.
-    pub keyless: Vec<RawEvent>,
+    pub keyless: Vec<&'a RawEvent>,
 }
 
-impl TableChanges {
-    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+impl<'a> TableChanges<'a> {
+    pub fn rows(&self) -> impl Iterator<Item = &Row<'a>> {
         self.rows.iter().filter(|row| row.net != Net::Nothing)
     }
 }
 
 #[derive(Debug)]
-pub enum Step {
-    Set(Vec<TableChanges>),
-    Truncate(Vec<Arc<Relation>>),
-    KeyChange { relation: Arc<Relation>, mode: Mode, delete: Box<RawEvent>, create: Box<RawEvent> },
+pub enum Step<'a> {
+    Set(Vec<TableChanges<'a>>),
+    Truncate(Vec<&'a Relation>),
+    KeyChange { relation: &'a Relation, mode: Mode, delete: &'a RawEvent, create: &'a RawEvent },
 }
 
 /// An event with what is known of its table.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Change {
     pub relation: Arc<Relation>,
     pub mode: Mode,
@@ -92,22 +92,22 @@ pub struct Change {
 
 /// Collects changes in source order; `finish` yields the steps.
 #[derive(Debug)]
-pub struct Planner {
+pub struct Planner<'a> {
     fold: bool,
-    steps: Vec<Step>,
-    set: Vec<TableChanges>,
+    steps: Vec<Step<'a>>,
+    set: Vec<TableChanges<'a>>,
     /// By table index: place in `set`.
     places: HashMap<usize, usize>,
     /// A delete that may be the first part of a key change.
-    pending: Option<Change>,
+    pending: Option<&'a Change>,
 }
 
-impl Planner {
-    pub fn new(fold: bool) -> Planner {
+impl<'a> Planner<'a> {
+    pub fn new(fold: bool) -> Planner<'a> {
         Planner { fold, steps: Vec::new(), set: Vec::new(), places: HashMap::new(), pending: None }
     }
 
-    pub fn add(&mut self, change: Change) {
+    pub fn add(&mut self, change: &'a Change) {
         if let Some(delete) = self.pending.take() {
             let (first, second) = (&delete.event.header, &change.event.header);
             let pair = second.op == Op::Create
@@ -117,10 +117,10 @@ impl Planner {
             if pair && change.event.has_unchanged {
                 self.close();
                 self.steps.push(Step::KeyChange {
-                    relation: change.relation,
+                    relation: &change.relation,
                     mode: change.mode,
-                    delete: Box::new(delete.event),
-                    create: Box::new(change.event),
+                    delete: &delete.event,
+                    create: &change.event,
                 });
                 return;
             }
@@ -138,7 +138,7 @@ impl Planner {
     }
 
     /// The steps, in order.
-    pub fn finish(mut self) -> Vec<Step> {
+    pub fn finish(mut self) -> Vec<Step<'a>> {
         if let Some(delete) = self.pending.take() {
             self.place(delete);
         }
@@ -154,36 +154,34 @@ impl Planner {
     }
 
     /// Tables truncated by one statement have consecutive ordinals: one statement again, for their foreign keys.
-    fn truncate(&mut self, change: Change) {
+    fn truncate(&mut self, change: &'a Change) {
         self.close();
         if let Some(Step::Truncate(tables)) = self.steps.last_mut() {
-            tables.push(change.relation);
+            tables.push(&change.relation);
             return;
         }
-        self.steps.push(Step::Truncate(vec![change.relation]));
+        self.steps.push(Step::Truncate(vec![&change.relation]));
     }
 
-    fn place(&mut self, change: Change) {
-        let unchanged = change.event.has_unchanged;
+    fn place(&mut self, change: &'a Change) {
         if !self.fold {
             self.close();
         }
-        let table = self.changes_of(&change);
+        let table = self.changes_of(change);
         if change.relation.keyless() {
-            self.set[table].keyless.push(change.event);
+            self.set[table].keyless.push(&change.event);
             return;
         }
-        if let Err(event) = self.set[table].fold(change.event, unchanged) {
-            // The order can be seen: this event begins a new Set, where it is the key's first.
+        if !self.set[table].fold(&change.event) {
+            // The order can be seen: this event begins a new Set, where it is the key's first, and that always fits.
             self.close();
-            let table = self.changes_of(&Change { event: event.clone(), ..change });
-            // A key's first event always fits.
-            let _ = self.set[table].fold(event, unchanged);
+            let table = self.changes_of(change);
+            self.set[table].fold(&change.event);
         }
     }
 
     /// The place of the change's table in the open Set; a changed shape or mode closes it first.
-    fn changes_of(&mut self, change: &Change) -> usize {
+    fn changes_of(&mut self, change: &'a Change) -> usize {
         if let Some(place) = self.places.get(&change.relation.table) {
             let open = &self.set[*place];
             if open.relation.id == change.relation.id && open.mode == change.mode {
@@ -192,7 +190,7 @@ impl Planner {
             self.close();
         }
         self.set.push(TableChanges {
-            relation: change.relation.clone(),
+            relation: &change.relation,
             mode: change.mode,
             rows: Vec::new(),
             places: HashMap::new(),
@@ -203,11 +201,11 @@ impl Planner {
     }
 }
 
-impl TableChanges {
-    /// Takes the event into the key's net effect; gives it back if the two do not follow each other in any correct history.
-    fn fold(&mut self, event: RawEvent, unchanged: bool) -> Result<(), RawEvent> {
-        let op = event.header.op;
-        let Some(place) = self.places.get(&event.key) else {
+impl<'a> TableChanges<'a> {
+    /// Takes the event into the key's net effect; false if the two do not follow each other in any correct history.
+    fn fold(&mut self, event: &'a RawEvent) -> bool {
+        let (op, unchanged) = (event.header.op, event.has_unchanged);
+        let Some(place) = self.places.get(event.key()) else {
             let net = match (self.mode, op) {
                 (Mode::Tolerant, Op::Delete) => Net::Gone,
                 (Mode::Tolerant, _) => Net::Put,
@@ -215,9 +213,9 @@ impl TableChanges {
                 (Mode::Strict, Op::Create) => Net::Insert,
                 (Mode::Strict, _) => Net::Update,
             };
-            self.places.insert(event.key.clone(), self.rows.len());
+            self.places.insert(event.key(), self.rows.len());
             self.rows.push(Row { net, newest: event, older: Vec::new(), complete: !unchanged });
-            return Ok(());
+            return true;
         };
         let row = &mut self.rows[*place];
         let net = match (row.net, op) {
@@ -229,11 +227,11 @@ impl TableChanges {
             (Net::Update, Op::Delete) => Net::Delete,
             (Net::Delete, Op::Create) => Net::Update,
             (Net::Nothing, Op::Create) => Net::Insert,
-            _ => return Err(event),
+            _ => return false,
         };
         if unchanged && row.newest.header.op == Op::Delete {
             // No image in this Set has the missing columns.
-            return Err(event);
+            return false;
         }
         let previous = std::mem::replace(&mut row.newest, event);
         if unchanged {
@@ -243,7 +241,7 @@ impl TableChanges {
             row.complete = true;
         }
         row.net = net;
-        Ok(())
+        true
     }
 }
 
@@ -251,8 +249,8 @@ impl TableChanges {
 ///
 /// # Errors
 /// Corrupt bytes, or no after image.
-pub fn after_image<'a>(relation: &Relation, row: &'a Row, out: &mut Vec<Value<'a>>) -> Result<(), Error> {
-    decode(relation, &row.newest, Image::After, out)?;
+pub fn after_image<'a>(relation: &Relation, row: &Row<'a>, out: &mut Vec<Value<'a>>) -> Result<(), Error> {
+    decode(relation, row.newest, Image::After, out)?;
     let mut older = Vec::new();
     for event in &row.older {
         if !out.contains(&Value::Unchanged) {
@@ -280,7 +278,7 @@ pub enum Image {
 /// Corrupt bytes, or the image is not there.
 pub fn decode<'a>(relation: &Relation, raw: &'a RawEvent, image: Image, out: &mut Vec<Value<'a>>) -> Result<(), Error> {
     let what = || format!("{} at {}", relation.name(), raw.header.position);
-    let event = relation.decoder.event(raw.value.bytes()).map_err(|error| contract(what())(error))?;
+    let event = relation.decoder.event(raw.value()).map_err(|error| contract(what())(error))?;
     let mut other = Vec::new();
     let (before, after) = match image {
         Image::Before => relation.decoder.images(&event, out, &mut other),

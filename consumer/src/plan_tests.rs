@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dialect::{Expect, statements};
+use crate::event::Arena;
 use crate::relation::{TargetColumn, TargetTable};
 
 fn shape(key: bool) -> TableShape {
@@ -78,7 +79,7 @@ fn raw(encoder: &mut EventEncoder, op: Op, position: Position, before: Option<i3
         )
         .unwrap();
     let key = [&[0; avro::FRAME_BYTES], id.as_bytes()].concat();
-    RawEvent::read(Some(&key), &value, 0, 0).unwrap()
+    RawEvent::read(&mut Arena::default(), Some(&key), &value, 0, 0).unwrap()
 }
 
 fn events(made: &[Made]) -> Vec<RawEvent> {
@@ -100,12 +101,14 @@ fn events(made: &[Made]) -> Vec<RawEvent> {
     events
 }
 
-fn steps(events: &[RawEvent], fold: bool, mode: Mode) -> Vec<Step> {
+fn changes(made: &[Made], mode: Mode) -> Vec<Change> {
     let relation = relation(true);
+    events(made).into_iter().map(|event| Change { relation: relation.clone(), mode, event }).collect()
+}
+
+fn steps(changes: &[Change], fold: bool) -> Vec<Step<'_>> {
     let mut planner = Planner::new(fold);
-    for event in events {
-        planner.add(Change { relation: relation.clone(), mode, event: event.clone() });
-    }
+    changes.iter().for_each(|change| planner.add(change));
     planner.finish()
 }
 
@@ -123,7 +126,7 @@ fn id_of(value: &Value<'_>) -> i32 {
 }
 
 /// Does to the model what the statements of each step do to a table; panics where the target would refuse.
-fn apply(rows: &mut Rows, steps: &[Step]) {
+fn apply(rows: &mut Rows, steps: &[Step<'_>]) {
     for step in steps {
         match step {
             Step::KeyChange { relation, delete, create, .. } => {
@@ -138,11 +141,11 @@ fn apply(rows: &mut Rows, steps: &[Step]) {
             Step::Set(tables) => {
                 let mut image = Vec::new();
                 for row in tables[0].rows().filter(|row| row.net == Net::Delete) {
-                    decode(&tables[0].relation, &row.newest, Image_::Before, &mut image).unwrap();
+                    decode(tables[0].relation, row.newest, Image_::Before, &mut image).unwrap();
                     assert!(rows.remove(&id_of(&image[0])).is_some());
                 }
                 for row in tables[0].rows().filter(|row| matches!(row.net, Net::Update | Net::Insert)) {
-                    after_image(&tables[0].relation, row, &mut image).unwrap();
+                    after_image(tables[0].relation, row, &mut image).unwrap();
                     let (id, big, v) = (id_of(&image[0]), text(&image[1]), text(&image[2]).unwrap());
                     match row.net {
                         Net::Insert => assert!(rows.insert(id, (big.expect("whole"), v)).is_none()),
@@ -199,10 +202,10 @@ proptest! {
         all.extend(choices);
         let (_, start) = history(&before);
         let (made, expected) = history(&all);
-        let made = &made[before.len()..];
+        let changes = changes(&made[before.len()..], Mode::Strict);
         for fold in [true, false] {
             let mut rows = start.clone();
-            let planned = steps(&events(made), fold, Mode::Strict);
+            let planned = steps(&changes, fold);
             apply(&mut rows, &planned);
             prop_assert_eq!(&rows, &expected, "fold {}", fold);
             // A statement never touches one key twice, and each step has statements that can be built.
@@ -225,7 +228,8 @@ fn tolerant_changes_are_told_by_their_last_state() {
         Made::Delete(3),
         Made::Update((2, None, "d".into())),
     ];
-    let planned = steps(&events(&made), true, Mode::Tolerant);
+    let changes = changes(&made, Mode::Tolerant);
+    let planned = steps(&changes, true);
     let statements: Vec<(String, Expect)> = planned
         .iter()
         .flat_map(|step| statements(step).unwrap())
@@ -244,7 +248,7 @@ fn tolerant_changes_are_told_by_their_last_state() {
 #[test]
 fn a_history_that_cannot_be_is_kept_in_order() {
     let twice = [Made::Create((1, Some("x".into()), "a".into())), Made::Create((1, Some("y".into()), "b".into()))];
-    assert_eq!(steps(&events(&twice), true, Mode::Strict).len(), 2);
+    assert_eq!(steps(&changes(&twice, Mode::Strict), true).len(), 2);
     let after_delete = [Made::Delete(1), Made::Update((1, Some("y".into()), "b".into()))];
-    assert_eq!(steps(&events(&after_delete), true, Mode::Strict).len(), 2);
+    assert_eq!(steps(&changes(&after_delete, Mode::Strict), true).len(), 2);
 }

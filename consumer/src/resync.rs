@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::Relations;
 use crate::error::{contract, target};
-use crate::event::RawEvent;
+use crate::event::{Arena, RawEvent};
 use crate::execute::{Applier, Batch, Scope, prepare};
 use crate::index::Building;
 use crate::ledger::Ledger;
@@ -260,6 +260,7 @@ struct Replay {
     reader: Arc<Reader>,
     topic: String,
     sources: Vec<Source>,
+    arena: Arena,
     applier: Applier,
     relations: Relations,
     from: Lsn,
@@ -296,6 +297,7 @@ impl Replay {
             reader: Arc::new(reader),
             topic,
             sources,
+            arena: Arena::default(),
             applier: Applier::new(connection, Marking::Message, scope, lane, loading.epoch),
             relations: Relations::new(&resyncing.registry_url),
             from: state.replay_from.unwrap_or_default(),
@@ -337,7 +339,7 @@ impl Replay {
                 let relation = self.relations.get(&mut self.applier.connection, event.schema_id).await?;
                 let tolerant = position.commit_lsn < self.tolerant_below && !relation.keyless();
                 let mode = if tolerant { Mode::Tolerant } else { Mode::Strict };
-                batch.bytes += event.value.bytes().len() + 100;
+                batch.bytes += event.size();
                 batch.changes.push(Change { relation, mode, event });
                 batch.applied = Some(Applied::through(position));
             }
@@ -360,7 +362,7 @@ impl Replay {
             let Some(payload) = message.payload() else {
                 return Err(Error::EmptyRecord { topic, partition: source.partition, offset });
             };
-            let event = RawEvent::read(message.key(), payload, 0, offset)
+            let event = RawEvent::read(&mut self.arena, message.key(), payload, 0, offset)
                 .map_err(|error| contract(format!("{topic}, offset {offset}"))(error))?;
             let position = event.header.position;
             if source.seen.is_none_or(|seen| position > seen) {

@@ -19,7 +19,7 @@ use service::config;
 use tokio::sync::mpsc;
 
 use crate::error::contract;
-use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
+use crate::event::{Arena, Item, Parcel, PartitionIndex, RawEvent};
 use crate::merge::{Applied, Merge, Merged, PartitionName, Place};
 use crate::target::now_micros;
 use crate::{Error, observe};
@@ -280,6 +280,7 @@ struct LaneThread {
     /// How many there are, the control partition among them.
     opened: usize,
     partition_counts: HashMap<String, i32>,
+    arena: Arena,
     parcel: Parcel,
     parcel_bytes: usize,
     /// Offset and time of arrival of the control records that are merged now.
@@ -309,6 +310,7 @@ impl LaneThread {
             opened: 0,
             partition_counts,
             parameters,
+            arena: Arena::default(),
             parcel: Parcel::new(),
             parcel_bytes: 0,
             control_offset: 0,
@@ -408,7 +410,8 @@ impl LaneThread {
             }
             return Ok(true);
         }
-        let event = RawEvent::read(message.key(), payload, *index, offset).map_err(|error| contract(what())(error))?;
+        let event = RawEvent::read(&mut self.arena, message.key(), payload, *index, offset)
+            .map_err(|error| contract(what())(error))?;
         if let Some(hint) = expected.take() {
             return check(name, hint, offset, Some(event.header.position)).map(|()| true);
         }
@@ -421,7 +424,7 @@ impl LaneThread {
     fn put(&mut self, merged: Merged<RawEvent>) -> Result<(), Error> {
         let item = match merged {
             Merged::Event(_, event) => {
-                self.parcel_bytes += event.value.bytes().len() + event.key.bytes().len();
+                self.parcel_bytes += event.size();
                 Item::Event(event)
             }
             Merged::End(manifest) => Item::End { manifest, offset: self.control_offset },

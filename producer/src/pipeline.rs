@@ -4,6 +4,12 @@
 //! kill, a restart of the source, or a broken connection. Errors that may go away begin a new session after a pause; all
 //! others end the process. Before the first session has begun to stream, nobody answering ends the process too: a wrong URL is to be
 //! seen at once.
+//!
+//! ```text
+//!  stream's thread (a runtime of its own): the socket of the slot, decoding, encoding, handing over, feedback
+//!  the process's runtime (all cores):      backfill, markers, watching
+//! ```
+//! The stream has a thread of its own because it pauses by sleeping in it (see [`crate::walsender::FrameReader::next`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,6 +19,7 @@ use changelog::{Birth, Lane as Direction, LaneRecord, LedgerRecord, Lsn, Positio
 use service::program::Context;
 use service::retry::Backoff;
 use service::telemetry::Health;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -47,6 +54,16 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// Whatever a new session would not mend.
 pub async fn run(context: Context, direction: Direction) -> Result<(), Error> {
     observe::describe();
+    let process = Handle::current();
+    let streaming = tokio::task::spawn_blocking(move || {
+        let own = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let own = own.map_err(|source| service::Error::Runtime { source })?;
+        own.block_on(sessions(context, direction, &process))
+    });
+    streaming.await.map_err(|error| Error::Task { what: error.to_string() })?
+}
+
+async fn sessions(context: Context, direction: Direction, process: &Handle) -> Result<(), Error> {
     let Context { config, health, shutdown } = context;
     let lane = Lane::new(config, direction, shutdown.clone()).await?;
     let queue_bytes = publish::queue_bytes(&lane.config.producer);
@@ -59,7 +76,7 @@ pub async fn run(context: Context, direction: Direction) -> Result<(), Error> {
     let mut established = false;
     while !shutdown.begun() {
         let began = std::time::Instant::now();
-        let outcome = session(&lane, &publishers, &health, &mut established).await;
+        let outcome = session(&lane, &publishers, process, &health, &mut established).await;
         let Err(error) = outcome else { break };
         if began.elapsed() > 2 * SESSION_PAUSE_MAX {
             backoff.reset();
@@ -104,6 +121,7 @@ struct Begun {
 async fn session(
     lane: &Arc<Lane>,
     publishers: &Publishers,
+    process: &Handle,
     health: &Health,
     established: &mut bool,
 ) -> Result<(), Error> {
@@ -153,10 +171,10 @@ async fn session(
     let mut tasks = JoinSet::new();
     let feedback = tasks.spawn(feedback.run()).id();
     tasks.spawn(stream.run());
-    tasks.spawn(backfill);
-    tasks.spawn(markers::run(lane.clone()));
-    tasks.spawn(watching::run(lane.clone()));
-    tokio::spawn(register_all(lane.clone(), begun.selection.clone()));
+    tasks.spawn_on(backfill, process);
+    tasks.spawn_on(markers::run(lane.clone()), process);
+    tasks.spawn_on(watching::run(lane.clone()), process);
+    process.spawn(register_all(lane.clone(), begun.selection.clone()));
     let publishers_failed = publishers.clone();
     tasks.spawn(async move {
         tokio::select! {

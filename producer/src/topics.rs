@@ -4,6 +4,7 @@
 //! last of each key: both are silent losses, so both are errors.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
@@ -59,7 +60,7 @@ impl Wanted {
 
 /// Makes topics and reads their settings.
 pub struct TopicAdmin {
-    admin: AdminClient<DefaultClientContext>,
+    admin: Arc<AdminClient<DefaultClientContext>>,
     kafka: config::Kafka,
 }
 
@@ -68,7 +69,7 @@ impl TopicAdmin {
     /// A property is unknown or reserved.
     pub fn new(kafka: &config::Kafka, client_id: &str) -> Result<TopicAdmin, Error> {
         let config = service::kafka::client_config(kafka, client_id, &[])?;
-        Ok(TopicAdmin { admin: service::kafka::create(kafka, &config)?, kafka: kafka.clone() })
+        Ok(TopicAdmin { admin: Arc::new(service::kafka::create(kafka, &config)?), kafka: kafka.clone() })
     }
 
     /// The names of those that do not exist.
@@ -76,7 +77,7 @@ impl TopicAdmin {
     /// # Errors
     /// Kafka does not answer.
     pub async fn missing(&self, wanted: &[Wanted]) -> Result<Vec<String>, Error> {
-        let present = self.partitions(wanted)?;
+        let present = self.partitions(wanted).await?;
         Ok(wanted.iter().map(|topic| topic.name.clone()).filter(|name| !present.contains_key(name)).collect())
     }
 
@@ -85,7 +86,7 @@ impl TopicAdmin {
     /// # Errors
     /// `TopicConfig` or `TopicPartitions` for one that would lose events, `TopicCreate`, or Kafka does not answer.
     pub async fn ensure(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
-        let mut present = self.partitions(wanted)?;
+        let mut present = self.partitions(wanted).await?;
         let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !present.contains_key(&topic.name)).collect();
         for some in missing.chunks(REQUEST_TOPICS) {
             self.create(some).await?;
@@ -103,11 +104,12 @@ impl TopicAdmin {
         Ok(present)
     }
 
-    fn partitions(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
+    async fn partitions(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
         let failed = |error| Error::from(service::kafka::failed(&self.kafka, error));
         // The call blocks while the broker does not answer; other tasks must go on meanwhile.
-        let asked = tokio::task::block_in_place(|| self.admin.inner().fetch_metadata(None, ASKED_WITHIN));
-        let all = asked.map_err(failed)?;
+        let admin = self.admin.clone();
+        let asked = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, ASKED_WITHIN)).await;
+        let all = asked.map_err(|error| Error::Task { what: error.to_string() })?.map_err(failed)?;
         let names: std::collections::HashSet<&str> = wanted.iter().map(|topic| topic.name.as_str()).collect();
         let present = all.topics().iter().filter(|topic| names.contains(topic.name()) && topic.error().is_none());
         Ok(present.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect())

@@ -3,6 +3,7 @@
 //! Both have a slot and a target database of their own and take turns: while one drains, the other is stopped, so each gets
 //! the whole machine and the very same backlog. Figures are ratios to native; nothing here fails because a machine is slow.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,9 @@ pub struct Arguments {
     #[arg(long, default_value = ".run/bench.json")]
     json: PathBuf,
 }
+
+/// CPU seconds by part.
+type Used = BTreeMap<String, f64>;
 
 /// The two contestants and what they share.
 struct Bench {
@@ -188,12 +192,42 @@ impl Bench {
         work(self)?;
         let end = self.source.value("SELECT pg_current_wal_insert_lsn()")?;
         self.source.run("SELECT pg_logical_emit_message(true, 'bench', 'end of the backlog')")?;
+        let before = self.used();
         let native_seconds = self.drain_native(&end)?;
+        let native = self.used_since(&before);
         self.pause_both()?;
+        let before = self.used();
         let seconds = self.drain_dflux(&end)?;
+        let ours = self.used_since(&before);
         self.pause_both()?;
         self.result(name, "changes/s", changes as f64 / native_seconds, changes as f64 / seconds);
+        let line = |used: &Used| {
+            let each = used.iter().filter(|(_, seconds)| **seconds > 0.0);
+            each.map(|(name, seconds)| format!("{name} {seconds:.1}")).collect::<Vec<_>>().join(", ")
+        };
+        println!("  CPU seconds: native: {}; dflux: {}", line(&native), line(&ours));
+        self.report[name]["cpu_seconds"] = json!({"native": native, "dflux": ours});
         Ok(())
+    }
+
+    /// CPU seconds of each part until now. A service that is not there yet has used none.
+    fn used(&self) -> Used {
+        let parts = [
+            ("source", self.servers.source.pid()),
+            ("target", self.servers.target.pid()),
+            ("kafka", self.servers.broker.pid()),
+        ];
+        let services = self.services.iter().map(|service| {
+            let process = service.process();
+            (process.name(), Some(process.pid()))
+        });
+        let parts = parts.into_iter().chain(services);
+        parts.filter_map(|(name, pid)| Some((name.to_owned(), measure::cpu_seconds(pid?)))).collect()
+    }
+
+    fn used_since(&self, before: &Used) -> Used {
+        let now = self.used().into_iter();
+        now.map(|(name, seconds)| (name.clone(), seconds - before.get(&name).unwrap_or(&0.0))).collect()
     }
 
     fn drain_native(&self, end: &str) -> Result<f64> {

@@ -133,6 +133,62 @@ fn changes_of_one_key_in_one_batch_have_the_effect_of_each_in_turn() {
     assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
 }
 
+/// So many new rows of one table go by COPY, in its binary form where the types are the same, else in its text form.
+#[test]
+fn many_new_rows_of_one_table_arrive_as_they_are() {
+    const ROWS: usize = 600;
+    let mut feed = Feed::new(
+        "many",
+        "CREATE TABLE plain (id int PRIMARY KEY, t text, at timestamptz, b bytea, f float8);
+         CREATE TABLE other (id int PRIMARY KEY, t varchar(40), n numeric(12,2), d date, a int[]);
+         CREATE TABLE days (id int PRIMARY KEY, d date); CREATE TABLE heap (t text);
+         CREATE TABLE u (id int PRIMARY KEY, x int UNIQUE)",
+    );
+    feed.table("plain", &["id int4 key", "t text", "at timestamptz", "b bytea", "f float8"]);
+    feed.table("other", &["id int4 key", "t text", "n numeric", "d date", "a text"]);
+    // Its binary form has no infinity: all of it goes as text then.
+    feed.table("days", &["id int4 key", "d date"]);
+    feed.table("heap", &["t text"]);
+    feed.table("u", &["id int4 key", "x int4"]);
+    let hostile = ["a\tb", "c\nd\r", "x\\N", "\\", "", "\\.", "é\u{2028}'\"", "tail\\"];
+    let text = |at: usize| hostile[at % hostile.len()];
+    let mut expected = (Vec::new(), Vec::new());
+    let mut changes = Vec::new();
+    for at in 0..ROWS {
+        let day = if at == 7 { "infinity".to_owned() } else { format!("2024-02-{:02}", at % 28 + 1) };
+        let double = if at % 5 == 0 { "NaN".to_owned() } else { format!("{}.5", at) };
+        changes.push(insert(
+            "plain",
+            &format!("{at}|{}|2024-01-01 00:00:00.{:06}+00|\\x{at:04x}|{double}", text(at), at + 1),
+        ));
+        changes.push(insert("other", &format!("{at}|{}|{at}.25|{day}|{{{at},NULL}}", text(at))));
+        changes.push(insert("days", &format!("{at}|{day}")));
+        changes.push(insert("heap", &format!("{}x", text(at))));
+        expected.0.push(text(at).to_owned());
+        expected.1.push(format!("{at} {at}.25 {day} {{{at},NULL}} {}", text(at)));
+    }
+    feed.transaction(&changes);
+    // Both orders of one unique value in one batch: refused as a whole, right one by one.
+    let mut swapped: Vec<Change> = (0..ROWS).map(|at| insert("u", &format!("{at}|{at}"))).collect();
+    swapped.extend([delete("u", "5|\\N"), insert("u", &format!("{ROWS}|5"))]);
+    feed.transaction(&swapped);
+    let last = feed.transaction(&[update("u", "6|-6"), insert("u", &format!("{}|6", ROWS + 1))]);
+    let service = feed.started();
+    feed.reached(&service, last);
+    assert_eq!(feed.rows("SELECT t FROM plain ORDER BY id"), expected.0);
+    let odd = "SELECT count(*)::text FROM plain WHERE b <> decode(lpad(to_hex(id), 4, '0'), 'hex') \
+               OR extract(microseconds FROM at) <> id + 1 OR (id % 5 = 0) <> (f = 'NaN')";
+    assert_eq!(feed.rows(odd), ["0"]);
+    assert_eq!(feed.rows("SELECT concat_ws(' ', id, n, d, a, t) FROM other ORDER BY id"), expected.1);
+    assert_eq!(feed.rows("SELECT count(*)::text FROM days JOIN other USING (id, d)"), [ROWS.to_string()]);
+    assert_eq!(feed.rows("SELECT count(*)::text FROM heap WHERE right(t, 1) = 'x'"), [ROWS.to_string()]);
+    assert_eq!(
+        feed.rows("SELECT count(*) || ' ' || min(x) || ' ' || (SELECT x FROM u WHERE id = 600) FROM u"),
+        ["601 -6 5"]
+    );
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+}
+
 #[test]
 fn a_truncate_stands_between_what_came_before_and_after() {
     let mut feed = accounts("truncated");

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use changelog::{Op, Position, Value};
 
-use super::{Expect, Parameters, Statement, insert_sql, picked, statement};
+use super::{Expect, Parameters, Statement, inserted, picked, statement};
 use crate::Error;
 use crate::array::{ArrayBuilder, Carrier};
 use crate::event::RawEvent;
@@ -23,9 +23,13 @@ struct Balance<'a> {
 ///
 /// # Errors
 /// Corrupt bytes, or an image that is missing.
-pub fn changes(changes: &TableChanges, out: &mut Vec<Statement>) -> Result<(), Error> {
-    let relation = &*changes.relation;
+pub fn changes(changes: &TableChanges<'_>, out: &mut Vec<Statement>) -> Result<(), Error> {
+    let relation = changes.relation;
     let columns: Vec<usize> = relation.writable().collect();
+    if changes.keyless.iter().all(|event| event.header.op == Op::Create) {
+        out.push(only_inserts(relation, &columns, &changes.keyless)?);
+        return Ok(());
+    }
     let mut balances: Vec<Balance<'_>> = Vec::new();
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     let mut count = |event: &RawEvent, values: Vec<Value<'_>>, delta: i64, balances: &mut Vec<Balance<'_>>| {
@@ -119,9 +123,24 @@ fn delete_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>])
     Ok(statement)
 }
 
+/// What most keyless tables are for: nothing to weigh against each other.
+fn only_inserts(relation: &Relation, columns: &[usize], events: &[&RawEvent]) -> Result<Statement, Error> {
+    let position = events.iter().map(|event| event.header.position).min().unwrap_or_default();
+    inserted(relation, position, events.len(), |push| {
+        let (mut image, mut values) = (Vec::new(), Vec::new());
+        for event in events {
+            decode(relation, event, Image::After, &mut image)?;
+            picked(&image, columns, &mut values);
+            push(&values);
+        }
+        Ok(())
+    })
+}
+
 fn insert_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>]) -> Result<Statement, Error> {
-    let mut parameters = Parameters::new(relation, columns.to_vec());
-    let arrays = parameters.arrays(|push| {
+    let total: i64 = rows.iter().map(|row| row.delta).sum();
+    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
+    inserted(relation, position, total.unsigned_abs() as usize, |push| {
         let mut values = Vec::new();
         for row in rows {
             picked(&row.values, columns, &mut values);
@@ -130,11 +149,5 @@ fn insert_keyless(relation: &Relation, columns: &[usize], rows: &[&Balance<'_>])
             }
         }
         Ok(())
-    })?;
-    let total: i64 = rows.iter().map(|row| row.delta).sum();
-    let position = rows.iter().map(|row| row.position).min().unwrap_or_default();
-    let mut statement = statement(relation, "insert", position, Expect::Rows(total.unsigned_abs()));
-    statement.sql = insert_sql(&parameters, &parameters.source(&[]));
-    statement.arrays = arrays;
-    Ok(statement)
+    })
 }

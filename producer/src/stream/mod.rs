@@ -33,6 +33,9 @@ use images::{Image, Images};
 use segment::{Segment, Segments};
 use tables::{StreamTable, StreamTables};
 
+/// A transaction that is sent so long after its commit is one of a backlog.
+const BEHIND_MICROS: i64 = 500_000;
+
 /// How this migration's consumer of the other lane marks what it writes into our source. Every other origin is the
 /// application's: a source that is itself a subscriber, or the target of another migration.
 #[derive(Debug)]
@@ -132,8 +135,8 @@ impl Stream {
     }
 
     async fn frame(&mut self, frame: Frame) -> Result<(), Error> {
-        let (lsn, data) = match frame {
-            Frame::XLogData { wal_start, data, .. } => (wal_start, data),
+        let (lsn, sent_at_micros, data) = match frame {
+            Frame::XLogData { wal_start, server_time_micros, data, .. } => (wal_start, server_time_micros, data),
             Frame::Keepalive { reply_requested, .. } => {
                 if reply_requested {
                     self.start.reply.notify_one();
@@ -148,6 +151,10 @@ impl Stream {
             .accept(lsn, message, &mut assembled)
             .map_err(|source| Error::Assemble { slot: slot(), source })?;
         for event in &assembled {
+            if let Assembled::Begin(begin) = event {
+                // Both by the source's clock.
+                self.start.reader.set_behind(sent_at_micros - begin.commit_time_micros > BEHIND_MICROS);
+            }
             self.event(lsn, event).await?;
         }
         assembled.clear();

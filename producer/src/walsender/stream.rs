@@ -9,13 +9,12 @@
 //! wal_sender_timeout) also while the reader's side is blocked. The server takes any status as a sign of life.
 
 use std::io;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until};
 
 use super::error::{Doing, ServerError, WalsenderError};
 use super::frame::{Frame, Status, Step, put_status, take};
@@ -25,10 +24,14 @@ use super::wire::{Reader, Wire, Writer};
 const READ_BYTES: usize = 256 << 10;
 /// Below this a new buffer is made; what is left of the old one stays with the frames that hold it.
 const READ_BYTES_MIN: usize = 32 << 10;
-/// The server sends each change by itself. Below this a read took so little that the next one lets more arrive first: else
-/// both sides would be busy with waking each other, change by change.
-const READ_BYTES_FEW: usize = 16 << 10;
-const READ_INTERVAL: Duration = Duration::from_millis(1);
+/// The server sends each change by itself, and who waits for the socket is woken by each: both sides are then busy with waking
+/// and being woken, change by change. So the next read comes a while after the last one, and takes what has come together.
+const READ_PAUSE: Duration = Duration::from_millis(1);
+/// Behind, more is brought together, in slices that the kernel's buffer can hold: what is handed on at once makes fewer and
+/// larger requests all the way down (Kafka's broker needs as long for a request as for a hundred records).
+const GATHERING_SLICE: Duration = Duration::from_millis(4);
+const GATHERING_SLICES: usize = 5;
+const GATHERED_BYTES: usize = 256 << 10;
 /// An ErrorResponse or a notice; frames have their own bound.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
@@ -42,7 +45,7 @@ impl ReplicationStream {
     pub(super) fn new(wire: Wire, slot: &str) -> Self {
         let Wire { reader, writer, input, output, .. } = wire;
         Self {
-            reader: FrameReader { reader, input, slot: slot.to_owned(), read_next_at: None },
+            reader: FrameReader { reader, input, slot: slot.to_owned(), read_next_at: None, behind: false },
             writer: StatusWriter { writer, output, slot: slot.to_owned() },
         }
     }
@@ -81,12 +84,16 @@ pub struct FrameReader {
     reader: Reader,
     input: BytesMut,
     slot: String,
-    /// Not before; none after a read that took much.
+    /// Not before.
     read_next_at: Option<Instant>,
+    behind: bool,
 }
 
 impl FrameReader {
     /// The next frame. Cancel-safe: what was read stays in the buffer.
+    ///
+    /// It may sleep for some milliseconds and hold its thread meanwhile. That is the point: a runtime that waited would wait for
+    /// the socket too, and be woken by each change. So this belongs into a runtime of its own, where nothing is in a hurry.
     ///
     /// A frame shares the read buffer (256 KiB, or as long as its longest frame): copy what must be held for long.
     ///
@@ -97,23 +104,60 @@ impl FrameReader {
             if let Some(frame) = self.try_next_buffered()? {
                 return Ok(frame);
             }
-            if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
-                self.input.reserve(READ_BYTES);
+            if let Some(at) = self.read_next_at.take() {
+                std::thread::sleep(at.saturating_duration_since(Instant::now()));
             }
-            if let Some(at) = self.read_next_at {
-                sleep_until(at).await;
-            }
-            match self.reader.read_buf(&mut self.input).await {
-                Ok(0) => {
-                    let source = io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection");
-                    return Err(WalsenderError::Io { doing: self.doing(), source });
-                }
-                Ok(bytes) => {
-                    self.read_next_at = (bytes < READ_BYTES_FEW).then(|| Instant::now() + READ_INTERVAL);
-                }
-                Err(source) => return Err(WalsenderError::Io { doing: self.doing(), source }),
+            self.make_room();
+            let read = self.reader.read_buf(&mut self.input).await;
+            self.took(read)?;
+            if self.behind {
+                self.gather().await?;
             }
         }
+    }
+
+    /// What those who are in no hurry should know: the stream lies behind, and throughput counts more than promptness.
+    pub fn set_behind(&mut self, behind: bool) {
+        self.behind = behind;
+    }
+
+    async fn gather(&mut self) -> Result<(), WalsenderError> {
+        for _slice in 0..GATHERING_SLICES {
+            if self.read_next_at.take().is_none() || self.input.len() >= GATHERED_BYTES {
+                break;
+            }
+            std::thread::sleep(GATHERING_SLICE);
+            // The runtime learns only now what the socket has.
+            tokio::task::yield_now().await;
+            self.make_room();
+            let read = tokio::select! {
+                biased;
+                read = self.reader.read_buf(&mut self.input) => read,
+                () = std::future::ready(()) => break,
+            };
+            self.took(read)?;
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self) {
+        if self.input.capacity() - self.input.len() < READ_BYTES_MIN {
+            self.input.reserve(READ_BYTES);
+        }
+    }
+
+    /// A read that took all that there was room for is followed by the next at once.
+    fn took(&mut self, read: io::Result<usize>) -> Result<(), WalsenderError> {
+        let error = match read {
+            Ok(0) => io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"),
+            Ok(_) => {
+                let filled = self.input.len() == self.input.capacity();
+                self.read_next_at = (!filled).then(|| Instant::now() + READ_PAUSE);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        Err(WalsenderError::Io { doing: self.doing(), source: error })
     }
 
     /// A frame that is already here whole; `None` says nothing about the socket.
