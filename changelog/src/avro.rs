@@ -66,6 +66,7 @@ impl<'a> Reader<'a> {
         if self.at == self.bytes.len() { Ok(()) } else { Err(self.corrupt("bytes left over after the record")) }
     }
 
+    #[inline]
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
         let left = self.bytes.len() - self.at;
         if length > left {
@@ -88,7 +89,19 @@ impl<'a> Reader<'a> {
         }
     }
 
+    #[inline]
     pub fn long(&mut self) -> Result<i64, Error> {
+        // Most are lengths, ordinals and branches: one byte.
+        match self.bytes.get(self.at) {
+            Some(byte) if *byte < 0x80 => {
+                self.at += 1;
+                Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1))
+            }
+            _ => self.long_of_several_bytes(),
+        }
+    }
+
+    fn long_of_several_bytes(&mut self) -> Result<i64, Error> {
         let mut zigzag = 0_u64;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -113,6 +126,7 @@ impl<'a> Reader<'a> {
         u64::try_from(self.long()?).map_err(|_| self.corrupt("a negative count"))
     }
 
+    #[inline]
     pub fn bytes(&mut self) -> Result<&'a [u8], Error> {
         let length = self.unsigned()?;
         let length = usize::try_from(length).map_err(|_| self.corrupt("a length beyond memory"))?;
@@ -137,6 +151,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The branch of a union `["null", T]`: whether there is a value.
+    #[inline]
     pub fn present(&mut self) -> Result<bool, Error> {
         match self.byte()? {
             0 => Ok(false),

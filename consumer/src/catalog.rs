@@ -69,7 +69,7 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<Ta
 #[derive(Debug)]
 pub struct Relations {
     registry: RegistryClient,
-    by_schema: HashMap<u32, Arc<Relation>>,
+    by_schema: foldhash::HashMap<u32, Arc<Relation>>,
     tables: Vec<TableName>,
     /// By table's place: columns of the target that nothing fills.
     unfilled: HashMap<usize, usize>,
@@ -79,7 +79,7 @@ impl Relations {
     pub fn new(registry_url: &str) -> Relations {
         Relations {
             registry: RegistryClient::new(registry_url),
-            by_schema: HashMap::new(),
+            by_schema: foldhash::HashMap::default(),
             tables: Vec::new(),
             unfilled: HashMap::new(),
         }

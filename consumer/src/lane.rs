@@ -339,7 +339,7 @@ async fn hints(
 }
 
 /// What follows from the tables' copies; a table that is being read again is left alone.
-async fn rules(connection: &mut PgConnection, lane: &str) -> Result<HashMap<TableName, Rule>, Error> {
+async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
     let mut rules = rule::of_copies(connection, lane).await?;
     for state in resync::states(connection, lane).await? {
         if state.state != "live" {

@@ -2,7 +2,7 @@
 //!
 //! Caught up, a batch is whatever has arrived, applied at once; behind, it grows to its bounds. It never waits for more.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -52,7 +52,7 @@ pub struct Pipeline<'a> {
     pub exact_from: Lsn,
     /// False while tolerant: the loop ends when `exact_from` is reached.
     pub exact: bool,
-    pub rules: HashMap<TableName, Rule>,
+    pub rules: foldhash::HashMap<TableName, Rule>,
     pub relations: Relations,
     /// What the re-sync of a table asks of the lane.
     pub requests: mpsc::Receiver<Request>,

@@ -1,9 +1,8 @@
 //! What holds for one table besides the lane's own rules: it follows from the snapshots that its rows were read under. The
 //! lane asks for it at its start and when a table rejoins it, so both get the same answer.
 
-use std::collections::HashMap;
-
 use changelog::{Lsn, TableName};
+use foldhash::{HashMap, HashMapExt as _};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
