@@ -5,7 +5,7 @@
 //! ```text
 //! UPDATE accounts SET balance = 7 WHERE id = 1;        -- on the source, first change of its transaction
 //!   pgoutput Update ─> Cell::{Text, Null, Unchanged}   -- tuple slices
-//!     EventEncoder  ─> Kafka record in m.forward.public.accounts, key = {id: 1}, value = ChangeEvent (Avro)
+//!     EventEncoder  ─> Kafka record in m.forward.public.accounts, key = {id: 1}, value = Envelope (Avro)
 //!     Manifest      ─> m.forward-transactions: xid, commit LSN, "1 event in partition 0 of that topic"
 //!   EventDecoder    ─> Event { op: Update, position, before, after } with typed `Value`s
 //! ```

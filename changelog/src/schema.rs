@@ -3,6 +3,9 @@
 //! `schemas/change-event.avsc` documents the envelope with an example row; the fields here are the same, in the same
 //! order (a test compares them). Columns are `["null", T]`. What PostgreSQL knows of a column travels as field properties
 //! (`pg.type`, `pg.typmod`, `pg.oid`, `pg.key`, `pg.name`), so that a reader of the topic needs no connection to the source.
+//!
+//! Kafka Connect reads the same schemas. It has no types for microseconds, UUIDs and JSON but names that its connectors agree
+//! on: those are in `connect.name`, and the envelope is called as Debezium's sinks know it. None of our programs looks at them.
 
 use std::collections::HashSet;
 
@@ -74,10 +77,69 @@ fn avro_type(kind: Kind) -> Json {
     }
 }
 
+/// The names by which Kafka Connect's connectors know what a value means. Decimals and dates they know by the logical type,
+/// under which no other name may stand. An instant has no name of its own in this form: it reads as its time in UTC.
+fn connect_name(column: &Column, kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Time => Some("io.debezium.time.MicroTime"),
+        Kind::Timestamp | Kind::TimestampTz => Some("io.debezium.time.MicroTimestamp"),
+        Kind::Uuid => Some("io.debezium.data.Uuid"),
+        Kind::Text => match column.type_oid {
+            JSON | JSONB => Some("io.debezium.data.Json"),
+            XML => Some("io.debezium.data.Xml"),
+            _ => None,
+        },
+        Kind::Boolean | Kind::Int | Kind::Long | Kind::Float | Kind::Double | Kind::Decimal { .. } => None,
+        Kind::Bytes | Kind::Date => None,
+    }
+}
+
+const JSON: u32 = 114;
+const XML: u32 = 142;
+const JSONB: u32 = 3802;
+
+/// The column's type with what Kafka Connect reads beside it: `meaning`, and the name where Avro does not take it.
+fn with_connect(column: &Column, field: &str, kind: Kind, meaning: Option<&str>) -> Json {
+    let mut parameters = Map::new();
+    if field != column.name {
+        parameters.insert("__debezium.source.column.name".into(), json!(column.name));
+    }
+    if meaning.is_some() && column.type_oid == JSONB {
+        parameters.insert("__debezium.source.column.type".into(), json!("JSONB"));
+    }
+    let avro = avro_type(kind);
+    if parameters.is_empty() && meaning.is_none() {
+        return avro;
+    }
+    let mut properties = match avro {
+        Json::Object(properties) => properties,
+        plain => Map::from_iter([("type".to_owned(), plain)]),
+    };
+    if let Some(name) = meaning {
+        properties.insert("connect.name".into(), json!(name));
+        properties.insert("connect.version".into(), json!(1));
+    }
+    if !parameters.is_empty() {
+        properties.insert("connect.parameters".into(), Json::Object(parameters));
+    }
+    Json::Object(properties)
+}
+
+/// The type without it.
+fn without_connect(avro: &Json) -> Json {
+    let Json::Object(properties) = avro else { return avro.clone() };
+    let mut properties = properties.clone();
+    properties.retain(|name, _| !name.starts_with("connect."));
+    match properties.get("type") {
+        Some(plain) if properties.len() == 1 => plain.clone(),
+        _ => Json::Object(properties),
+    }
+}
+
 fn column_field(column: &Column, name: &str, avro: Json) -> Json {
     let mut field = Map::new();
     field.insert("name".into(), json!(name));
-    field.insert("type".into(), avro);
+    field.insert("type".into(), json!(["null", avro]));
     field.insert("pg.name".into(), json!(column.name));
     field.insert("pg.type".into(), json!(column.type_name));
     field.insert("pg.oid".into(), json!(column.type_oid));
@@ -99,7 +161,9 @@ pub fn value_schema(shape: &TableShape) -> String {
         .iter()
         .zip(&columns)
         .map(|(name, column)| {
-            let mut field = column_field(column, name, json!(["null", avro_type(column.kind())]));
+            let kind = column.kind();
+            let avro = with_connect(column, name, kind, connect_name(column, kind));
+            let mut field = column_field(column, name, avro);
             field["default"] = Json::Null;
             field
         })
@@ -121,7 +185,7 @@ pub fn value_schema(shape: &TableShape) -> String {
     let texts = json!({"type": "map", "values": "string"});
     json!({
         "type": "record",
-        "name": "ChangeEvent",
+        "name": "Envelope",
         "namespace": namespace(&shape.table),
         "pg.database": shape.database,
         "pg.schema": shape.table.schema,
@@ -152,7 +216,9 @@ pub fn key_schema(shape: &TableShape) -> Option<String> {
         .map(|(name, column)| {
             let kind = column.kind();
             let kind = if kind.typed_in_key() { kind } else { Kind::Text };
-            column_field(column, name, json!(["null", avro_type(kind)]))
+            // What is text only here is compared as the column's type, not as what it means.
+            let meaning = connect_name(column, kind).filter(|_| kind.typed_in_key());
+            column_field(column, name, with_connect(column, name, kind, meaning))
         })
         .collect();
     Some(json!({"type": "record", "name": "Key", "namespace": namespace(&shape.table), "fields": fields}).to_string())
@@ -183,7 +249,7 @@ pub fn shape_of(schema: &str, id: u32) -> Result<TableShape, Error> {
             type_name: text(field, "pg.type")?,
             key: field["pg.key"].as_u64().and_then(|place| u16::try_from(place).ok()),
         };
-        if field["type"][1] != avro_type(column.kind()) {
+        if without_connect(&field["type"][1]) != avro_type(column.kind()) {
             return Err(foreign(&format!("column {} is not carried as this version does", column.name)));
         }
         columns.push(column);

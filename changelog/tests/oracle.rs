@@ -360,3 +360,51 @@ fn the_documented_schema_has_the_fields_that_are_written() {
     };
     assert_eq!(source(&documented), source(&written));
 }
+
+#[test]
+fn kafka_connect_is_told_what_values_mean_and_our_own_reader_does_not_look_at_it() {
+    let read = |schema: &str| serde_json::from_str::<serde_json::Value>(schema).unwrap();
+    let value = read(&schema::value_schema(&shape()));
+    assert_eq!(value["name"], "Envelope");
+    let fields = value["fields"][5]["type"][1]["fields"].as_array().unwrap();
+    let told = |name: &str, property: &str| {
+        let field = fields.iter().find(|field| field["pg.name"] == name).unwrap();
+        field["type"][1][property].as_str().unwrap_or_default().to_owned()
+    };
+    for (column, name) in [
+        ("clock", "io.debezium.time.MicroTime"),
+        ("moment", "io.debezium.time.MicroTimestamp"),
+        ("local", "io.debezium.time.MicroTimestamp"),
+        ("uuid", "io.debezium.data.Uuid"),
+        ("two_20_words", "io.debezium.data.Json"),
+        // Connect knows these by their logical types, and a second name is an error there.
+        ("day", ""),
+        ("price", ""),
+        ("text", ""),
+    ] {
+        assert_eq!(told(column, "connect.name"), name, "{column}");
+    }
+    assert_eq!(told("moment", "logicalType"), "timestamp-micros");
+    let escaped = fields.iter().find(|field| field["pg.name"] == "two words").unwrap();
+    assert_eq!(escaped["type"][1]["connect.parameters"]["__debezium.source.column.name"], "two words");
+    // A topic that was begun before there were such properties is read as before.
+    let bare = bare(value).to_string();
+    assert!(!bare.contains("connect."));
+    assert_eq!(schema::shape_of(&bare, 7).unwrap(), shape());
+}
+
+fn bare(json: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match json {
+        Json::Object(object) => {
+            let kept = object.into_iter().filter(|(name, _)| !name.starts_with("connect."));
+            let kept: serde_json::Map<String, Json> = kept.map(|(name, value)| (name, bare(value))).collect();
+            match kept.get("type") {
+                Some(plain) if kept.len() == 1 => plain.clone(),
+                _ => Json::Object(kept),
+            }
+        }
+        Json::Array(items) => items.into_iter().map(bare).collect(),
+        other => other,
+    }
+}

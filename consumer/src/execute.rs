@@ -434,7 +434,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Empties a table that will be read again, and says so in the target: from here on the lane leaves it alone.
+    /// Empties a table of which a copy will be loaded, and says so in the target: from here on the lane leaves it alone.
     ///
     /// # Errors
     /// `Target`, `Fenced`.
@@ -447,6 +447,11 @@ impl Applier {
         let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
         query.execute(&mut self.connection).await.map_err(target("dflux.incomplete"))?;
+        // Of a copy that is loaded once more, nothing is there any longer.
+        let sql =
+            "DELETE FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3 AND generation = $4";
+        let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
+        query.execute(&mut self.connection).await.map_err(target("dflux.chunk"))?;
         let sql = "INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) \
                    VALUES ($1, $2, $3, $4, 'resyncing') ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
                    generation = excluded.generation, state = excluded.state, replay_from = NULL";

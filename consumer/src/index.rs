@@ -14,7 +14,6 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::{code, target};
-use crate::ledger::Ledger;
 use crate::target::{Purpose, Sessions, run};
 use crate::{Error, observe};
 
@@ -40,9 +39,8 @@ impl Building<'_> {
     ///
     /// # Errors
     /// `Index`, `Target`.
-    pub async fn all(&self, ledger: &Ledger) -> Result<(), Error> {
-        let plans: Vec<&Plan> = ledger.plans.values().filter(|plan| plan.generation == 0).collect();
-        self.build(None, &plans).await
+    pub async fn all(&self, plans: &[&Plan]) -> Result<(), Error> {
+        self.build(None, plans).await
     }
 
     /// After the load of one table, its partitions included.

@@ -15,8 +15,10 @@ use sqlx::postgres::PgConnection;
 use crate::catalog::Relations;
 use crate::error::{Remedy, target};
 use crate::execute::{Applier, Batch, Scope};
+use crate::follow::Following;
 use crate::index::Building;
 use crate::lead::{Leader, stand_by};
+use crate::ledger::Ledger;
 use crate::load::{Loading, backfill};
 use crate::pipeline::{Ended, Pipeline};
 use crate::resync::{self, Resyncing};
@@ -138,6 +140,7 @@ impl Life {
             return Err(Error::Fenced { lane: lane.clone(), epoch: leader.epoch });
         };
         self.same_source(&row, &birth)?;
+        let Some(mut following) = Following::start(&self.loading(leader)).await? else { return Ok(()) };
         let exact_from = match row.exact_from {
             Some(exact_from) => {
                 // An error of the last run is over, or will be met again; until then the lane is on its way.
@@ -149,11 +152,12 @@ impl Life {
             None => {
                 set_phase(&mut connection, lane, leader.epoch, "loading", None).await?;
                 health.ready("loading");
-                let Some(exact_from) = self.load(leader, &mut connection, health).await? else { return Ok(()) };
+                let loaded = self.load(leader, &mut following, &mut connection, health).await?;
+                let Some(exact_from) = loaded else { return Ok(()) };
                 exact_from
             }
         };
-        self.apply(leader, connection, &row, exact_from, health).await
+        self.apply(leader, following, connection, (&row, exact_from), health).await
     }
 
     /// The lane's birth record, once the producer has written it.
@@ -212,16 +216,18 @@ impl Life {
     async fn load(
         &self,
         leader: &Leader,
+        following: &mut Following,
         connection: &mut PgConnection,
         health: &service::telemetry::Health,
     ) -> Result<Option<Lsn>, Error> {
-        let Some((completed, ledger)) = backfill(&self.loading(leader)).await? else { return Ok(None) };
+        let Some(copies) = backfill(&self.loading(leader), following).await? else { return Ok(None) };
         set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
         health.ready("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
         let building = Building { sessions: &self.sessions, migration: &self.config.migration.name, workers };
-        building.all(&ledger).await?;
-        let exact_from = completed.exact_from;
+        building.all(&following.ledger.plans_of(&copies)).await?;
+        resync::loaded(connection, &self.sessions.lane, &copies).await?;
+        let exact_from = following.ledger.exact_from(&copies).unwrap_or_default();
         set_phase(connection, &self.sessions.lane, leader.epoch, "tolerant", Some(exact_from)).await?;
         Ok(Some(exact_from))
     }
@@ -229,15 +235,15 @@ impl Life {
     async fn apply(
         &self,
         leader: &Leader,
+        following: Following,
         mut connection: PgConnection,
-        row: &LaneRow,
-        mut exact_from: Lsn,
+        (row, mut exact_from): (&LaneRow, Lsn),
         health: &service::telemetry::Health,
     ) -> Result<(), Error> {
         let lane = &self.sessions.lane;
         let marking = mark(&mut connection, lane).await?;
         let hints = hints(&mut connection, lane, &self.topics).await?;
-        let rules = rules(&mut connection, lane).await?;
+        let rules = rules(&mut connection, lane, &following.ledger).await?;
         let (receiver, _stop) = subscribe::start(LaneParameters {
             kafka: self.config.kafka.clone(),
             topics: self.topics.clone(),
@@ -255,7 +261,9 @@ impl Life {
                 migration: self.config.migration.name.clone(),
                 registry_url: self.config.registry.url.clone(),
                 batch: self.config.consumer.clone(),
+                source_url: self.source_url.clone(),
             },
+            following,
             asking,
         )));
         let mut pipeline = Pipeline {
@@ -289,7 +297,9 @@ impl Life {
                 Ended::Shutdown => return Ok(()),
                 Ended::Tolerated => {
                     let connection = &mut pipeline.applier().await?.connection;
-                    let again = reread::run_once(connection, &marking, lane, leader.epoch, &self.source_url).await?;
+                    let again =
+                        reread::run_once(connection, &marking, (lane, leader.epoch), &Scope::Lane, &self.source_url)
+                            .await?;
                     match again {
                         Some(point) => exact_from = point,
                         None => {
@@ -338,13 +348,15 @@ async fn hints(
     rows.iter().map(hint).collect::<Result<_, _>>().map_err(target("dflux.offset_hint"))
 }
 
-/// What follows from the tables' copies; a table that is being read again is left alone.
-async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
+/// What follows from the tables' copies; a table that is being read again, or will be, is left alone.
+async fn rules(
+    connection: &mut PgConnection,
+    lane: &str,
+    ledger: &Ledger,
+) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
     let mut rules = rule::of_copies(connection, lane).await?;
-    for state in resync::states(connection, lane).await? {
-        if state.state != "live" {
-            rules.insert(state.table, Rule { suspended: true, ..Rule::default() });
-        }
+    for (table, _) in resync::open(&resync::states(connection, lane).await?, &ledger.resyncs) {
+        rules.insert(table, Rule { suspended: true, ..Rule::default() });
     }
     Ok(rules)
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use changelog::block::ChunkId;
 use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
-use changelog::{LedgerRecord, TableName};
+use changelog::{LedgerRecord, Lsn, TableName};
 
 /// The newest state of everything in the ledger. Records may come again and in any order of their keys.
 #[derive(Debug, Default)]
@@ -44,49 +44,115 @@ impl Ledger {
         Some(ids.filter(|id| !loaded.contains(id)).collect())
     }
 
-    /// Chunks of the initial backfill that are not loaded; `None` until the backfill is complete.
-    pub fn missing_of_backfill(&self, loaded: &HashSet<ChunkId>) -> Option<Vec<ChunkId>> {
+    /// What a load of everything takes. `loaded` is what the target has of it already.
+    pub fn generations(&self, loaded: &HashSet<ChunkId>) -> Generations {
+        let mut generations = Generations::default();
+        for (table, generation) in self.copied.keys() {
+            let newest = generations.0.entry(table.clone()).or_default();
+            *newest = (*newest).max(*generation);
+        }
+        // What is begun is gone on with.
+        generations.0.extend(loaded.iter().map(|id| (id.table.clone(), id.generation)));
+        generations
+    }
+
+    /// Chunks of these copies that are not loaded; `None` until the backfill is complete.
+    pub fn missing_of(&self, generations: &Generations, loaded: &HashSet<ChunkId>) -> Option<Vec<ChunkId>> {
         let completed = self.completed.as_ref()?;
+        let tables: HashSet<&TableName> = completed.tables.iter().chain(generations.0.keys()).collect();
         let mut missing = Vec::new();
-        for table in &completed.tables {
-            missing.extend(self.missing(table, 0, loaded)?);
+        for table in tables {
+            missing.extend(self.missing(table, generations.of(table), loaded)?);
         }
         Some(missing)
     }
 
-    /// Rows planned for the initial backfill, for progress.
-    pub fn rows_estimated(&self) -> u64 {
-        self.plans.values().filter(|plan| plan.generation == 0).map(|plan| plan.estimated_rows).sum()
+    /// From where on no table of these copies is ahead of another; `None` until the backfill is complete.
+    pub fn exact_from(&self, generations: &Generations) -> Option<Lsn> {
+        let copies =
+            generations.0.iter().filter_map(|(table, generation)| self.copied.get(&(table.clone(), *generation)));
+        let highest = copies.map(|copied| copied.snapshot_lsn).max().unwrap_or_default();
+        self.completed.as_ref().map(|completed| completed.exact_from.max(highest))
+    }
+
+    /// The plans of these copies.
+    pub fn plans_of(&self, generations: &Generations) -> Vec<&Plan> {
+        self.plans.values().filter(|plan| plan.generation == generations.of(&plan.table)).collect()
+    }
+}
+
+/// Which copy of each table a load takes: the one that is begun in the target, else the newest that is whole. A table that is not in it
+/// has none yet, and is being copied for the first time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Generations(HashMap<TableName, u32>);
+
+impl Generations {
+    /// This copy of this table.
+    pub fn only(table: &TableName, generation: u32) -> Generations {
+        Generations(HashMap::from([(table.clone(), generation)]))
+    }
+
+    pub fn of(&self, table: &TableName) -> u32 {
+        self.0.get(table).copied().unwrap_or(0)
+    }
+
+    /// Those that are not the first.
+    pub fn repeated(&self) -> impl Iterator<Item = (&TableName, u32)> {
+        self.0.iter().map(|(table, generation)| (table, *generation)).filter(|(_, generation)| *generation > 0)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use changelog::Lsn;
-
     use super::*;
+
+    fn copied(table: &TableName, generation: u32, chunks: u32, snapshot_lsn: u64) -> LedgerRecord {
+        let snapshot_lsn = Lsn(snapshot_lsn);
+        LedgerRecord::TableCopied(TableCopied { table: table.clone(), generation, chunks, row_count: 9, snapshot_lsn })
+    }
 
     #[test]
     fn the_backfill_is_complete_when_every_chunk_of_every_table_is_loaded() {
         let (table, mut ledger, mut loaded) = (TableName::new("s", "t"), Ledger::default(), HashSet::new());
-        assert_eq!(ledger.missing_of_backfill(&loaded), None);
+        let missing =
+            |ledger: &Ledger, loaded: &HashSet<ChunkId>| ledger.missing_of(&ledger.generations(loaded), loaded);
+        assert_eq!(missing(&ledger, &loaded), None);
         ledger.accept(LedgerRecord::BackfillCompleted(BackfillCompleted {
             tables: vec![table.clone()],
             exact_from: Lsn(7),
         }));
-        assert_eq!(ledger.missing_of_backfill(&loaded), None, "the table's own record is awaited");
-        ledger.accept(LedgerRecord::TableCopied(TableCopied {
-            table: table.clone(),
-            generation: 0,
-            chunks: 2,
-            row_count: 9,
-            snapshot_lsn: Lsn(7),
-        }));
+        assert_eq!(missing(&ledger, &loaded), None, "the table's own record is awaited");
+        ledger.accept(copied(&table, 0, 2, 7));
         let id = |chunk| ChunkId { table: table.clone(), generation: 0, chunk };
-        assert_eq!(ledger.missing_of_backfill(&loaded), Some(vec![id(0), id(1)]));
+        assert_eq!(missing(&ledger, &loaded), Some(vec![id(0), id(1)]));
         loaded.insert(id(1));
-        assert_eq!(ledger.missing_of_backfill(&loaded), Some(vec![id(0)]));
+        assert_eq!(missing(&ledger, &loaded), Some(vec![id(0)]));
         loaded.insert(id(0));
-        assert_eq!(ledger.missing_of_backfill(&loaded), Some(vec![]));
+        assert_eq!(missing(&ledger, &loaded), Some(vec![]));
+    }
+
+    #[test]
+    fn a_new_target_takes_the_newest_whole_copy_and_one_that_has_begun_goes_on_with_its_own() {
+        let [first, again, later] = ["first", "again", "later"].map(|name| TableName::new("s", name));
+        let mut ledger = Ledger::default();
+        let tables = vec![first.clone(), again.clone()];
+        ledger.accept(LedgerRecord::BackfillCompleted(BackfillCompleted { tables, exact_from: Lsn(7) }));
+        for record in
+            [copied(&first, 0, 1, 5), copied(&again, 0, 1, 6), copied(&again, 1, 1, 40), copied(&later, 1, 1, 30)]
+        {
+            ledger.accept(record);
+        }
+        ledger.accept(LedgerRecord::ResyncRequested(ResyncRequested { table: first.clone(), generation: 1 }));
+        let none = HashSet::new();
+        let generations = ledger.generations(&none);
+        assert_eq!([&first, &again, &later].map(|table| generations.of(table)), [0, 1, 1]);
+        assert_eq!(ledger.exact_from(&generations), Some(Lsn(40)));
+        assert_eq!(ledger.missing_of(&generations, &none).unwrap().len(), 3);
+        assert_eq!(generations.repeated().count(), 2);
+        let begun = HashSet::from([ChunkId { table: again.clone(), generation: 0, chunk: 0 }]);
+        let generations = ledger.generations(&begun);
+        assert_eq!(generations.of(&again), 0);
+        assert_eq!(ledger.exact_from(&generations), Some(Lsn(30)));
+        assert_eq!(ledger.missing_of(&generations, &begun).unwrap().len(), 2);
     }
 }

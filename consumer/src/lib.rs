@@ -15,6 +15,7 @@ pub mod dialect;
 pub mod error;
 pub mod event;
 pub mod execute;
+pub mod follow;
 pub mod index;
 pub mod lane;
 pub mod lead;

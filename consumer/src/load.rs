@@ -3,9 +3,9 @@
 //! ```text
 //!  snapshot/0 ─ thread ─> worker ─ COPY ─> table         one worker per partition, since a chunk lies in one partition
 //!  snapshot/1 ─ thread ─> worker ─ COPY ─> table
-//!  ledger/0   ─ thread ─> coordinator: which tables, how many chunks, is all there
+//!  ledger ─ follow ─> coordinator: which copy of which table, how many chunks, is all there
 //! ```
-//! A chunk commits with its row in `dflux.chunk` and a check that this instance still leads. A chunk that is there already is
+//! Of a table that was copied more than once the newest whole copy is loaded, so that a new target takes nothing twice. A chunk commits with its row in `dflux.chunk` and a check that this instance still leads. A chunk that is there already is
 //! passed over, whatever attempt comes; the first block of another chunk means that the open one was left unfinished.
 //! COPY's bytes go from the record to the server as they are.
 
@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use changelog::block::{Block, ChunkId};
-use changelog::ledger::{BackfillCompleted, Chunk};
+use changelog::ledger::Chunk;
 use changelog::table::quote_identifier;
-use changelog::{LedgerRecord, TableName, Topics};
+use changelog::{TableName, Topics};
 use rdkafka::{Message, Offset};
 use service::{Shutdown, config};
 use sqlx::Row;
@@ -25,7 +25,8 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::error::{code, contract, target};
-use crate::ledger::Ledger;
+use crate::follow::Following;
+use crate::ledger::Generations;
 use crate::pipeline::Pulse;
 use crate::subscribe::{Queue, Reader, Stop, poll};
 use crate::target::{Marking, Purpose, Sessions, now_micros, run};
@@ -55,7 +56,6 @@ struct Raw {
 }
 
 enum Told {
-    Ledger(LedgerRecord),
     Loaded,
     Failed(Error),
 }
@@ -63,6 +63,8 @@ enum Told {
 #[derive(Default)]
 pub struct Shared {
     pub loaded: HashSet<ChunkId>,
+    /// The copies that are loaded; blocks of others are passed over.
+    wanted: Generations,
     /// Attempts that a worker is loading at this moment.
     open: HashSet<(ChunkId, u32)>,
     /// Tables that were found empty before their first chunk, with their columns.
@@ -70,9 +72,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Whether the caller is to load this attempt: it is not there, and nobody else has it open.
+    /// Whether the caller is to load this attempt: it is wanted, not there, and nobody else has it open.
     fn claim(&mut self, id: &ChunkId, attempt: u32) -> bool {
-        !self.loaded.contains(id) && self.open.insert((id.clone(), attempt))
+        let wanted = self.wanted.of(&id.table) == id.generation;
+        wanted && !self.loaded.contains(id) && self.open.insert((id.clone(), attempt))
     }
 
     /// The claimed attempt has ended.
@@ -84,40 +87,43 @@ impl Shared {
     }
 }
 
-/// Loads until the backfill is complete and everything of it is in the target. `None` if the process is to stop.
+/// Loads until the backfill is complete and everything is in the target; yields the copies that it has now. `None` if the process is
+/// to stop.
 ///
 /// # Errors
 /// `Chunk`, `TableMissing`, `ColumnMissing`, `Target`, `Kafka`.
-pub async fn backfill(loading: &Loading) -> Result<Option<(BackfillCompleted, Ledger)>, Error> {
+pub async fn backfill(loading: &Loading, following: &mut Following) -> Result<Option<Generations>, Error> {
     let mut connection = loading.sessions.open(Purpose::Load).await?;
-    let shared = Shared { loaded: loaded(&mut connection, &loading.sessions.lane).await?, ..Shared::default() };
+    let loaded = loaded(&mut connection, &loading.sessions.lane).await?;
+    let wanted = following.ledger.generations(&loaded);
+    let shared = Shared { loaded, wanted: wanted.clone(), ..Shared::default() };
     let shared = Arc::new(Mutex::new(shared));
     let offsets = offsets(&mut connection, loading).await?;
     drop(connection);
     let (tell, mut told) = mpsc::channel(64);
     let stop = Stop(Arc::new(AtomicBool::new(false)));
     start(loading, offsets, &shared, tell, stop.0.clone());
-    let mut ledger = Ledger::default();
     let mut moved_at = Instant::now();
     loop {
         loading.pulse.store(now_micros(), Ordering::Relaxed);
         tokio::select! {
             next = told.recv() => match next {
-                Some(Told::Ledger(record)) => ledger.accept(record),
                 Some(Told::Loaded) => moved_at = Instant::now(),
                 Some(Told::Failed(error)) => return Err(error),
                 None => return Err(Error::Thread { what: "reads the backfill" }),
             },
+            followed = following.next() => followed?,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
             () = loading.shutdown.wait() => return Ok(None),
         }
+        let ledger = &following.ledger;
         if ledger.completed.is_some() {
             if moved_at.elapsed() > QUIET {
                 // Blocks of two producers lay between each other, and a chunk was taken for abandoned: the ledger knows where it is.
                 // One that a worker has open is on its way, however long the target takes.
                 let missing = {
                     let held = shared.lock().await;
-                    let mut missing = ledger.missing_of_backfill(&held.loaded).unwrap_or_default();
+                    let mut missing = ledger.missing_of(&wanted, &held.loaded).unwrap_or_default();
                     let waits = |chunk: &Chunk| !held.open.contains(&(chunk.id.clone(), chunk.attempt));
                     missing.retain(|id| ledger.chunks.get(id).is_some_and(waits));
                     missing
@@ -128,13 +134,9 @@ pub async fn backfill(loading: &Loading) -> Result<Option<(BackfillCompleted, Le
                 moved_at = Instant::now();
             }
             let held = shared.lock().await;
-            if ledger.missing_of_backfill(&held.loaded).is_some_and(|missing| missing.is_empty()) {
+            if ledger.missing_of(&wanted, &held.loaded).is_some_and(|missing| missing.is_empty()) {
                 observe::backfill_loaded(held.loaded.len());
-                let completed = ledger
-                    .completed
-                    .clone()
-                    .unwrap_or_else(|| BackfillCompleted { tables: Vec::new(), exact_from: changelog::Lsn::ZERO });
-                return Ok(Some((completed, ledger)));
+                return Ok(Some(wanted));
             }
         }
     }
@@ -153,19 +155,20 @@ async fn loaded(connection: &mut PgConnection, lane: &str) -> Result<HashSet<Chu
     rows.iter().map(id).collect::<Result<_, _>>().map_err(target("dflux.chunk"))
 }
 
-/// What is loaded already, for a table that is read again: it need not be empty, another check was made.
+/// What is loaded already, for a table of which another copy is loaded: it need not be empty, the lane has emptied it.
 ///
 /// # Errors
 /// `Target`.
 pub async fn shared_for(
     connection: &mut PgConnection,
     lane: &str,
-    table: &TableName,
+    (table, generation): (&TableName, u32),
 ) -> Result<Arc<Mutex<Shared>>, Error> {
     let columns = catalog::table(connection, table).await?.columns;
     let columns = columns.into_iter().map(|column| column.name).collect();
     let loaded = loaded(connection, lane).await?;
-    Ok(Arc::new(Mutex::new(Shared { loaded, tables: HashMap::from([(table.clone(), columns)]), ..Shared::default() })))
+    let (wanted, tables) = (Generations::only(table, generation), HashMap::from([(table.clone(), columns)]));
+    Ok(Arc::new(Mutex::new(Shared { loaded, wanted, tables, ..Shared::default() })))
 }
 
 /// Loads one chunk from where the ledger says that it lies, unless a worker has come to it meanwhile.
@@ -273,7 +276,7 @@ fn start(
     });
 }
 
-/// Reads the ledger on this thread and each partition of blocks on one of its own.
+/// Reads each partition of blocks on a thread of its own; this one serves their client.
 fn read(
     loading: &Loading,
     offsets: &HashMap<i32, i64>,
@@ -282,17 +285,10 @@ fn read(
     mut worker: impl FnMut(i32, mpsc::Receiver<Raw>),
 ) -> Result<(), Error> {
     let probe = Reader::new(&loading.kafka, &loading.client, 1 << 20, 1)?;
-    let (snapshot, ledger) = (loading.topics.snapshot(), loading.topics.ledger());
-    while probe.partitions(&ledger)? == 0 {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        std::thread::sleep(POLL);
-    }
+    let snapshot = loading.topics.snapshot();
     let partitions = probe.partitions(&snapshot)?;
     drop(probe);
     let mut reader = Reader::new(&loading.kafka, &loading.client, loading.bytes_max, partitions.max(1) as usize)?;
-    let records = reader.assign(&ledger, 0, Offset::Beginning)?;
     for partition in 0..partitions {
         let from = offsets.get(&partition).map_or(Offset::Beginning, |offset| Offset::Offset(*offset));
         let queue = reader.assign(&snapshot, partition, from)?;
@@ -307,14 +303,7 @@ fn read(
     }
     while !stop.load(Ordering::Relaxed) {
         reader.serve()?;
-        let Some(message) = poll(&records, &ledger, 0, POLL)? else { continue };
-        // The ledger is compacted; a record without a value deletes one, and none of ours is ever deleted.
-        let Some(payload) = message.payload() else { continue };
-        let record = LedgerRecord::decode(payload)
-            .map_err(|error| contract(format!("{ledger}, offset {}", message.offset()))(error))?;
-        if tell.blocking_send(Told::Ledger(record)).is_err() {
-            break;
-        }
+        std::thread::sleep(POLL);
     }
     Ok(())
 }
@@ -384,7 +373,7 @@ impl Worker {
                 },
             };
             let block = self.decode(&raw)?;
-            // Remains of an attempt that was left behind; a chunk that is there, or that another worker is loading.
+            // Remains of an attempt that was left behind; a chunk of another copy, one that is there or that another worker is loading.
             if block.sequence != 0 || !self.shared.lock().await.claim(&block.id, block.attempt) {
                 continue;
             }

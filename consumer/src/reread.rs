@@ -1,8 +1,9 @@
-//! Rows that no event completes: read again from the source, before the lane counts as exact.
+//! Rows that no event completes: read again from the source, before the lane counts as exact, or a replayed table as the lane's.
 //!
 //! A tolerant update found no row (it was moved by a key change between two snapshots) and did not carry its TOAST columns.
 //! Its key is in `dflux.incomplete`. The row is read under a snapshot of its own; the point C2 is taken after the snapshot,
-//! so every transaction below C2 that is in it or not is applied again, tolerantly, up to C2. Then the lane is exact.
+//! so every transaction below C2 that is in it or not is applied again, tolerantly, up to C2. Then the lane is exact. A replayed table
+//! has its own C2: its copy counts as read there.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::target;
+use crate::execute::Scope;
 use crate::relation::rows_of;
 use crate::target::{Marking, run};
 use crate::{Error, catalog, observe};
@@ -24,18 +26,19 @@ fn source(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> Erro
     move |source| Error::Source { what: what.into(), source }
 }
 
-/// Reads what is incomplete again. The point up to which the lane stays tolerant; `None` if nothing was incomplete.
+/// Reads again what is incomplete of the lane's tables, or of the one that is replayed. The point up to which events are still
+/// tolerated; `None` if nothing was incomplete.
 ///
 /// # Errors
 /// `Source`, `Target`, `Fenced`.
 pub async fn run_once(
     connection: &mut PgConnection,
     marking: &Marking,
-    lane: &str,
-    epoch: i64,
+    (lane, epoch): (&str, i64),
+    scope: &Scope,
     source_url: &str,
 ) -> Result<Option<Lsn>, Error> {
-    let incomplete = incomplete(connection, lane).await?;
+    let incomplete = incomplete(connection, lane, scope).await?;
     if incomplete.is_empty() {
         return Ok(None);
     }
@@ -53,21 +56,47 @@ pub async fn run_once(
         for page in keys.chunks(PAGE) {
             one_page(connection, &client, table, page).await?;
         }
+        let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
+        let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name);
+        query.execute(&mut *connection).await.map_err(target("dflux.incomplete"))?;
     }
-    let sql = "DELETE FROM dflux.incomplete WHERE lane = $1";
-    sqlx::query(sql).bind(lane).execute(&mut *connection).await.map_err(target("dflux.incomplete"))?;
-    let sql = "UPDATE dflux.lane SET exact_from = $3::pg_lsn WHERE lane = $1 AND epoch = $2";
-    let query = sqlx::query(sql).bind(lane).bind(epoch).bind(point.to_string());
-    if query.execute(&mut *connection).await.map_err(target("dflux.lane"))?.rows_affected() != 1 {
+    let noted = match scope {
+        Scope::Lane => {
+            let sql = "UPDATE dflux.lane SET exact_from = $3::pg_lsn WHERE lane = $1 AND epoch = $2";
+            sqlx::query(sql).bind(lane).bind(epoch).bind(point.to_string()).execute(&mut *connection).await
+        }
+        Scope::Table(table) => {
+            let sql = "WITH l AS (SELECT lane FROM dflux.lane WHERE lane = $1 AND epoch = $2 FOR SHARE) \
+                       UPDATE dflux.chunk c SET snapshot_lsn = $3::pg_lsn, exact_snapshot = false FROM l \
+                       WHERE c.lane = l.lane AND c.schema_name = $4 AND c.table_name = $5 AND (c.generation, c.chunk) = \
+                       (SELECT x.generation, x.chunk FROM dflux.chunk x WHERE (x.lane, x.schema_name, x.table_name) = ($1, $4, $5) \
+                       ORDER BY 1 DESC, 2 DESC LIMIT 1)";
+            let query = sqlx::query(sql).bind(lane).bind(epoch).bind(point.to_string());
+            query.bind(&table.schema).bind(&table.name).execute(&mut *connection).await
+        }
+    };
+    if noted.map_err(target("noting what was read again"))?.rows_affected() != 1 {
         return Err(Error::Fenced { lane: lane.to_owned(), epoch });
     }
     run(connection, "COMMIT").await.map_err(target("the commit"))?;
     Ok(Some(point))
 }
 
-async fn incomplete(connection: &mut PgConnection, lane: &str) -> Result<BTreeMap<TableName, Vec<Vec<String>>>, Error> {
-    let sql = "SELECT schema_name, table_name, key FROM dflux.incomplete WHERE lane = $1";
-    let rows = sqlx::query(sql).bind(lane).fetch_all(connection).await.map_err(target("dflux.incomplete"))?;
+/// A table that is not the lane's at this moment is not the lane's to complete.
+async fn incomplete(
+    connection: &mut PgConnection,
+    lane: &str,
+    scope: &Scope,
+) -> Result<BTreeMap<TableName, Vec<Vec<String>>>, Error> {
+    let sql = "SELECT schema_name, table_name, key FROM dflux.incomplete i WHERE lane = $1 AND CASE WHEN $2::text IS NULL \
+               THEN NOT EXISTS (SELECT FROM dflux.table_state s WHERE (s.lane, s.schema_name, s.table_name) = \
+               (i.lane, i.schema_name, i.table_name) AND s.state <> 'live') ELSE (schema_name, table_name) = ($2, $3) END";
+    let table = match scope {
+        Scope::Lane => None,
+        Scope::Table(table) => Some(table),
+    };
+    let query = sqlx::query(sql).bind(lane).bind(table.map(|t| &t.schema)).bind(table.map(|t| &t.name));
+    let rows = query.fetch_all(connection).await.map_err(target("dflux.incomplete"))?;
     let mut tables: BTreeMap<TableName, Vec<Vec<String>>> = BTreeMap::new();
     for row in rows {
         let read = || -> Result<(String, String, Vec<String>), sqlx::Error> {

@@ -1,4 +1,5 @@
-//! A table that is read again while the rest keeps flowing.
+//! A table that is built again while the rest keeps flowing: from a new copy of the source, asked for in the ledger (by all targets
+//! that read it), or from the newest copy that lies in the topics, asked for in the target (by this one).
 //!
 //! ```text
 //!  lane      ──────┤ suspends it, empty ├───────(its events passed over)────────┤ pauses ├──── its events again ──>
@@ -11,11 +12,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use changelog::block::ChunkId;
-use changelog::{LedgerRecord, Lsn, Position, TableName};
+use changelog::{Lsn, Position, TableName};
 use rdkafka::{Message, Offset};
 use service::config;
 use sqlx::Row;
@@ -26,32 +26,36 @@ use crate::catalog::Relations;
 use crate::error::{contract, target};
 use crate::event::{Arena, RawEvent};
 use crate::execute::{Applier, Batch, Scope, prepare};
+use crate::follow::Following;
 use crate::index::Building;
-use crate::ledger::Ledger;
+use crate::ledger::Generations;
 use crate::load::{Loading, range, shared_for};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
 use crate::rule::{self, Rule};
-use crate::subscribe::{Queue, Reader, Stop, poll};
+use crate::subscribe::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, lane_row};
-use crate::{Error, observe};
+use crate::{Error, observe, reread};
 
 /// The lane waits so long at most for the last stretch.
 pub const REJOIN_WITHIN: Duration = Duration::from_secs(30);
 /// A round of the replay as short as this is the last one before the lane is asked to wait.
 const SHORT: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(100);
+/// A request in the target is seen within this time; one in the ledger at once.
+const LOOKS_EVERY: Duration = Duration::from_secs(1);
 
 /// What the lane is asked, between two transactions.
 #[derive(Debug)]
 pub enum Request {
-    /// Empty the table and pass its events over from now on.
+    /// Empty the table, forget what is loaded of the copy, and pass its events over from now on.
     Suspend { table: TableName, generation: u32, done: oneshot::Sender<()> },
     /// Say where the lane is, wait, and take the table back under its copy's rule.
     Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
 }
 
-/// A row of `dflux.table_state`.
+/// A row of `dflux.table_state`: `requested` (by a person, from the topics), `resyncing` (empty, or half loaded), `rejoining` (being
+/// replayed), `live`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub table: TableName,
@@ -77,86 +81,84 @@ pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<Sta
     rows.iter().map(state).collect::<Result<_, _>>().map_err(target("dflux.table_state"))
 }
 
+/// What is to be built: every table that is not the lane's, and those of which a newer copy was asked for. Pure.
+pub fn open(states: &[State], asked: &HashMap<TableName, u32>) -> Vec<(TableName, u32)> {
+    let mut open: HashMap<&TableName, u32> = asked.iter().map(|(table, generation)| (table, *generation)).collect();
+    for state in states {
+        let newest = open.remove(&state.table).unwrap_or(0);
+        if newest > state.generation || state.state != "live" {
+            open.insert(&state.table, newest.max(state.generation));
+        }
+    }
+    open.into_iter().map(|(table, generation)| (table.clone(), generation)).collect()
+}
+
+/// Says of tables whose load took a later copy than the first that they are the lane's.
+///
+/// # Errors
+/// `Target`.
+pub async fn loaded(connection: &mut PgConnection, lane: &str, copies: &Generations) -> Result<(), Error> {
+    for (table, generation) in copies.repeated() {
+        let sql = "INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) \
+                   VALUES ($1, $2, $3, $4, 'live') ON CONFLICT (lane, schema_name, table_name) DO NOTHING";
+        let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
+        query.execute(&mut *connection).await.map_err(target("dflux.table_state"))?;
+    }
+    Ok(())
+}
+
 pub struct Resyncing {
     pub loading: Loading,
     pub migration: String,
     pub registry_url: String,
     pub batch: config::Consumer,
+    /// Rows that no event completes are read there.
+    pub source_url: String,
 }
 
-/// Watches the ledger and reads again what it asks for, one table at a time. Ends only by an error.
-pub async fn run(resyncing: Resyncing, requests: mpsc::Sender<Request>) -> Error {
-    match watch(&resyncing, &requests).await {
-        Ok(()) => Error::Thread { what: "watches the ledger" },
+/// Watches the ledger and the target and builds again what they ask for, one table at a time. Ends only by an error.
+pub async fn run(resyncing: Resyncing, mut following: Following, requests: mpsc::Sender<Request>) -> Error {
+    match watch(&resyncing, &mut following, &requests).await {
+        Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-async fn watch(resyncing: &Resyncing, requests: &mpsc::Sender<Request>) -> Result<(), Error> {
-    let (sender, mut records) = mpsc::channel(64);
-    let stop = Stop(Arc::new(AtomicBool::new(false)));
-    let (loading, seen) = (resyncing.loading.clone(), stop.0.clone());
-    std::thread::spawn(move || {
-        if let Err(error) = read_ledger(&loading, &seen, &sender) {
-            let _ = sender.blocking_send(Err(error));
-        }
-    });
-    let mut ledger = Ledger::default();
+async fn watch(
+    resyncing: &Resyncing,
+    following: &mut Following,
+    requests: &mpsc::Sender<Request>,
+) -> Result<std::convert::Infallible, Error> {
+    let sessions = &resyncing.loading.sessions;
+    let mut connection = sessions.open(Purpose::Heartbeat).await?;
     loop {
-        match records.recv().await {
-            Some(record) => ledger.accept(record?),
-            None => return Ok(()),
+        let states = states(&mut connection, &sessions.lane).await?;
+        for (table, generation) in open(&states, &following.ledger.resyncs) {
+            let known = states.iter().find(|state| state.table == table).cloned();
+            one(resyncing, requests, following, known, (table, generation)).await?;
         }
-        // The ledger is taken as far as it goes before anything is begun: an older request may be outdated.
-        while let Ok(record) = records.try_recv() {
-            ledger.accept(record?);
-        }
-        if ledger.resyncs.is_empty() {
-            continue;
-        }
-        for (table, generation) in ledger.resyncs.clone() {
-            one(resyncing, requests, &mut ledger, &mut records, (table, generation)).await?;
+        tokio::select! {
+            followed = following.next() => followed?,
+            () = tokio::time::sleep(LOOKS_EVERY) => {}
         }
     }
-}
-
-fn read_ledger(
-    loading: &Loading,
-    stop: &AtomicBool,
-    sender: &mpsc::Sender<Result<LedgerRecord, Error>>,
-) -> Result<(), Error> {
-    let topic = loading.topics.ledger();
-    let mut reader = Reader::new(&loading.kafka, &loading.client, 1 << 20, 1)?;
-    let queue = reader.assign(&topic, 0, Offset::Beginning)?;
-    while !stop.load(Ordering::Relaxed) && !sender.is_closed() {
-        reader.serve()?;
-        let Some(message) = poll(&queue, &topic, 0, Duration::from_millis(500))? else { continue };
-        let Some(payload) = message.payload() else { continue };
-        let record = LedgerRecord::decode(payload)
-            .map_err(|error| contract(format!("{topic}, offset {}", message.offset()))(error))?;
-        if sender.blocking_send(Ok(record)).is_err() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// One table, from wherever it is.
 async fn one(
     resyncing: &Resyncing,
     requests: &mpsc::Sender<Request>,
-    ledger: &mut Ledger,
-    records: &mut mpsc::Receiver<Result<LedgerRecord, Error>>,
+    following: &mut Following,
+    known: Option<State>,
     (table, generation): (TableName, u32),
 ) -> Result<(), Error> {
     let loading = &resyncing.loading;
     let lane = &loading.sessions.lane;
     let mut connection = loading.sessions.open(Purpose::Apply).await?;
-    let known = states(&mut connection, lane).await?.into_iter().find(|state| state.table == table);
-    let mut state = match known {
-        Some(state) if state.generation >= generation && state.state == "live" => return Ok(()),
-        Some(state) if state.generation >= generation => state,
-        _ => {
+    let begun = |state: &State| state.generation >= generation && state.state != "requested";
+    let mut state = match known.filter(begun) {
+        Some(state) => state,
+        None => {
             observe::resync(&table.to_string(), generation, "resyncing");
             let (done, suspended) = oneshot::channel();
             let request = Request::Suspend { table: table.clone(), generation, done };
@@ -166,27 +168,28 @@ async fn one(
         }
     };
     if state.state == "resyncing" {
-        load(resyncing, &mut connection, ledger, records, &state).await?;
+        load(resyncing, &mut connection, following, &state).await?;
         // A table that joins a running lane has no key yet; the replay finds its rows by it.
         let workers = usize::from(resyncing.batch.load_workers);
         let building = Building { sessions: &loading.sessions, migration: &resyncing.migration, workers };
-        building.one(&table, ledger.plans.get(&(table.clone(), state.generation))).await?;
+        building.one(&table, following.ledger.plans.get(&(table.clone(), state.generation))).await?;
         let from = of_copy(&mut connection, lane, &table).await?.skip_below;
         set_state(&mut connection, lane, &table, "rejoining", Some(from)).await?;
         observe::resync(&table.to_string(), generation, "rejoining");
         state = State { state: "rejoining".into(), replay_from: Some(from), ..state };
     }
-    let rule = of_copy(&mut connection, lane, &table).await?;
-    let mut replay = Replay::new(resyncing, connection, &state, rule.tolerant_below).await?;
+    let tolerant_below = of_copy(&mut connection, lane, &table).await?.tolerant_below;
+    let mut replay = Replay::new(resyncing, connection, &state, tolerant_below).await?;
+    let scope = Scope::Table(table.clone());
     loop {
-        let began = Instant::now();
-        let at = lane_row(&mut replay.applier.connection, lane).await?;
-        let at = at.map(|row| row.applied).ok_or(Error::Thread { what: "leads the lane" })?;
-        replay.up_to(at).await?;
-        if began.elapsed() < SHORT {
-            break;
+        replay.catch_up(lane).await?;
+        let (session, leads) = (&mut replay.applier.connection, (lane.as_str(), loading.epoch));
+        match reread::run_once(session, &Marking::Message, leads, &scope, &resyncing.source_url).await? {
+            Some(point) => replay.tolerant_below = point,
+            None => break,
         }
     }
+    let rule = of_copy(&mut replay.applier.connection, lane, &table).await?;
     let (at, reached) = oneshot::channel();
     let (resume, rejoined) = oneshot::channel();
     let request = Request::Rejoin { table: table.clone(), rule, at, rejoined };
@@ -207,13 +210,13 @@ async fn of_copy(connection: &mut PgConnection, lane: &str, table: &TableName) -
 async fn load(
     resyncing: &Resyncing,
     connection: &mut PgConnection,
-    ledger: &mut Ledger,
-    records: &mut mpsc::Receiver<Result<LedgerRecord, Error>>,
+    following: &mut Following,
     state: &State,
 ) -> Result<(), Error> {
     let lane = &resyncing.loading.sessions.lane;
-    let shared = shared_for(connection, lane, &state.table).await?;
+    let shared = shared_for(connection, lane, (&state.table, state.generation)).await?;
     loop {
+        let ledger = &following.ledger;
         let wanted = |id: &&ChunkId| id.table == state.table && id.generation == state.generation;
         let ids: Vec<ChunkId> = ledger.chunks.keys().filter(wanted).cloned().collect();
         for id in ids {
@@ -225,10 +228,7 @@ async fn load(
         if missing.is_some_and(|missing| missing.is_empty()) {
             return Ok(());
         }
-        match records.recv().await {
-            Some(record) => ledger.accept(record?),
-            None => return Err(Error::Thread { what: "watches the ledger" }),
-        }
+        following.next().await?;
     }
 }
 
@@ -306,6 +306,22 @@ impl Replay {
         })
     }
 
+    /// Comes so near to the lane that the rest takes a moment only, and as far as events are tolerated.
+    async fn catch_up(&mut self, lane: &str) -> Result<(), Error> {
+        loop {
+            let began = Instant::now();
+            let at = lane_row(&mut self.applier.connection, lane).await?;
+            let at = at.map(|row| row.applied).ok_or(Error::Thread { what: "leads the lane" })?;
+            self.up_to(at).await?;
+            if began.elapsed() < SHORT {
+                if at.position.commit_lsn >= self.tolerant_below {
+                    return Ok(());
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+    }
+
     /// Applies every event of the table that the lane's position covers and that is not applied yet.
     async fn up_to(&mut self, at: Applied) -> Result<(), Error> {
         // Events that the position covers were written before their manifest was applied: they lie before these ends.
@@ -371,5 +387,34 @@ impl Replay {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_lanes_is_built_and_what_has_a_newer_copy_asked_for() {
+        let state = |name: &str, generation, state: &str| State {
+            table: TableName::new("s", name),
+            generation,
+            state: state.into(),
+            replay_from: None,
+        };
+        let states = [
+            state("live", 1, "live"),
+            state("asked", 1, "live"),
+            state("replay", 0, "requested"),
+            state("half", 2, "resyncing"),
+            state("again", 1, "rejoining"),
+        ];
+        let asked = [("live", 1), ("asked", 2), ("half", 2), ("again", 3), ("new", 1)];
+        let asked = asked.map(|(name, generation)| (TableName::new("s", name), generation)).into_iter().collect();
+        let mut open: Vec<(String, u32)> =
+            open(&states, &asked).into_iter().map(|(table, generation)| (table.name, generation)).collect();
+        open.sort();
+        let expected = [("again", 3), ("asked", 2), ("half", 2), ("new", 1), ("replay", 0)];
+        assert_eq!(open, expected.map(|(name, generation)| (name.to_owned(), generation)));
     }
 }

@@ -1,5 +1,5 @@
 //! `dflux cleanup`: removes what dflux made and nothing else: slot, publication, replica identities, topics, subjects, the
-//! schema `dflux`. The migrated tables stay. Idempotent; each thing is said.
+//! schema `dflux`; of a target that follows, only that schema. The migrated tables stay. Idempotent; each thing is said.
 //!
 //! The order is chosen so that no moment makes a write of the application fail (identities after the publication), and so that what
 //! tells what is ours (`dflux.source_change`) goes last.
@@ -10,6 +10,7 @@ use changelog::table::quote_identifier;
 use changelog::{Lane, TableName, Topics};
 use service::Config;
 use service::registry::RegistryClient;
+use tokio_postgres::error::SqlState;
 
 use crate::error::Exit;
 use crate::topics::Kafka;
@@ -111,20 +112,15 @@ impl Found {
 
 async fn find(config: &Config, (source, target): (&Database, &Database), kafka: &Kafka) -> Result<Found, Error> {
     let migration = &config.migration;
-    // Temporary slots of the backfill go with their session.
-    let sql = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots
-        WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = pg_catalog.current_database() AND NOT temporary";
-    let slots = source.rows("its slots", sql, &[&migration.slot]).await?;
-    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)";
-    let publication = source.row("its publications", sql, &[&migration.publication]).await?;
-    let schema = target.has("dflux.source_change").await?;
-    let mut found = Found {
-        slots: slots.iter().map(|row| source.get(row, 0)).collect::<Result<_, _>>()?,
-        publication: source.get::<bool>(&publication, 0)?.then_some(Made::Unknown),
-        schema,
-        ..Found::default()
-    };
-    if schema {
+    let mut found = Found { schema: target.has("dflux.source_change").await?, ..Found::default() };
+    // What is on the source and in Kafka belongs to the target that does not follow.
+    if !config.target.follows {
+        on_source(config, source, &mut found).await?;
+        let owned = [Lane::Forward, Lane::Reverse].map(|lane| Topics::new(&migration.name, lane));
+        let topics = kafka.cluster().await?.topics.into_keys();
+        found.topics = topics.filter(|topic| owned.iter().any(|topics| topics.owns(topic))).collect();
+    }
+    if found.schema {
         found.identities = identities(config, target, None).await?;
         let sql = "SELECT EXISTS (SELECT FROM dflux.source_change WHERE migration = $1 AND kind = 'publication' AND table_name = $2)";
         let row = target.row("what was made", sql, &[&migration.name, &migration.publication]).await?;
@@ -142,10 +138,20 @@ async fn find(config: &Config, (source, target): (&Database, &Database), kafka: 
         let rows = target.rows("its replication origins", sql, &[&lane]).await?;
         found.origins = rows.iter().map(|row| target.get(row, 0)).collect::<Result<_, _>>()?;
     }
-    let owned = [Lane::Forward, Lane::Reverse].map(|lane| Topics::new(&migration.name, lane));
-    let topics = kafka.cluster().await?.topics.into_keys();
-    found.topics = topics.filter(|topic| owned.iter().any(|topics| topics.owns(topic))).collect();
     Ok(found)
+}
+
+async fn on_source(config: &Config, source: &Database, found: &mut Found) -> Result<(), Error> {
+    let migration = &config.migration;
+    // Temporary slots of the backfill go with their session.
+    let sql = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots
+        WHERE slot_name = $1 AND plugin = 'pgoutput' AND database = pg_catalog.current_database() AND NOT temporary";
+    let slots = source.rows("its slots", sql, &[&migration.slot]).await?;
+    found.slots = slots.iter().map(|row| source.get(row, 0)).collect::<Result<_, _>>()?;
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)";
+    let publication = source.row("its publications", sql, &[&migration.publication]).await?;
+    found.publication = source.get::<bool>(&publication, 0)?.then_some(Made::Unknown);
+    Ok(())
 }
 
 /// A slot that is read cannot be dropped, and dropping topics under a running producer would only make it fail. A producer
@@ -255,8 +261,15 @@ async fn remove_topics(config: &Config, kafka: &Kafka, topics: &[String]) -> Res
 
 async fn remove_schema(config: &Config, target: &Database, found: &Found) -> Result<(), Error> {
     for origin in &found.origins {
-        target.execute("dropping the origin", "SELECT pg_catalog.pg_replication_origin_drop($1)", &[origin]).await?;
-        println!("target: replication origin {origin} dropped");
+        let sql = "SELECT pg_catalog.pg_replication_origin_drop($1)";
+        match target.execute("dropping the origin", sql, &[origin]).await {
+            Ok(_) => println!("target: replication origin {origin} dropped"),
+            // Origins belong to the whole server: another database of it is a target of this migration too.
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::OBJECT_IN_USE) => {
+                println!("target: replication origin {origin} stays: a consumer of another database uses it");
+            }
+            Err(error) => return Err(error),
+        }
     }
     if !found.schema {
         return Ok(());

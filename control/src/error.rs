@@ -49,6 +49,10 @@ pub enum Error {
     AmbiguousTable { name: String, count: usize },
     #[error("migration {migration} has no lane on the target yet: there is nothing to {what}")]
     NoLane { migration: String, what: &'static str },
+    #[error("the topics hold no whole copy of a table {table}")]
+    NotCopied { table: String },
+    #[error("table {table} is being built again already")]
+    Resyncing { table: TableName },
     #[error("slot {slot} is in use by process {pid} of the source")]
     SlotInUse { slot: String, pid: i32 },
     #[error("a consumer applies lane {lane} on the target (process {pid})")]
@@ -90,6 +94,8 @@ impl Error {
             | Error::NotSelected { .. }
             | Error::AmbiguousTable { .. }
             | Error::NoLane { .. }
+            | Error::NotCopied { .. }
+            | Error::Resyncing { .. }
             | Error::SlotInUse { .. }
             | Error::LaneInUse { .. }
             | Error::Unconfirmed
@@ -123,6 +129,10 @@ impl Hint for Error {
             }
             Error::NotSelected { table, .. } => format!("add \"{table}\" to [migration] tables, then dflux prepare"),
             Error::NoLane { .. } => "dflux prepare, then start producer and consumer".into(),
+            Error::NotCopied { .. } => {
+                "name it schema.table, as dflux status lists it; of a partition, its partitioned table".into()
+            }
+            Error::Resyncing { .. } => "dflux status --watch shows how far it is".into(),
             Error::SlotInUse { slot, .. } => {
                 format!("stop the producer of this migration, or choose another name than {slot} in [migration] slot")
             }

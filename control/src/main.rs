@@ -41,6 +41,9 @@ enum Command {
     /// Reads a table again while the rest keeps flowing.
     Resync {
         table: String,
+        /// From the topics, into this target; else from the source, into every target of the migration.
+        #[arg(long)]
+        replay: bool,
         /// Returns when the table is live again.
         #[arg(long)]
         wait: bool,
@@ -89,8 +92,9 @@ async fn run(config: &Config, command: Command) -> Result<Exit, Error> {
         Command::Assess { json } => assess::run(config, json.as_deref()).await,
         Command::Prepare => prepare::run(config).await,
         Command::Status { json, watch } => status::run(config, json, watch).await,
-        Command::Resync { table, wait, timeout } => {
-            resync::run(config, &table, wait.then(|| Duration::from_secs(timeout))).await
+        Command::Resync { table, replay, wait, timeout } => {
+            let from = if replay { resync::From::Topics } else { resync::From::Source };
+            resync::run(config, &table, from, wait.then(|| Duration::from_secs(timeout))).await
         }
         Command::Cleanup { yes } => cleanup::run(config, yes).await,
     }

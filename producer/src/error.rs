@@ -26,6 +26,8 @@ pub enum Error {
     #[error("change events")]
     Changelog(#[from] changelog::Error),
 
+    #[error("[target] follows = true: the producer of this migration runs with another target's configuration")]
+    Follows,
     #[error("no table matches [migration] tables = {patterns:?}")]
     NoTables { patterns: Vec<String> },
     #[error("the source runs PostgreSQL {version}; at least 14 is needed")]
@@ -108,6 +110,7 @@ impl Error {
             | Error::Decode { .. }
             | Error::Assemble { .. }
             | Error::Changelog(_)
+            | Error::Follows
             | Error::NoTables { .. }
             | Error::ServerTooOld { .. }
             | Error::WalLevel { .. }
@@ -168,6 +171,9 @@ impl Hint for Error {
             Error::Changelog(error) => return error.hint(),
             Error::Answer { .. } | Error::Task { .. } => {
                 "report this with the server's version: SELECT version()".into()
+            }
+            Error::Follows => {
+                "none needed; if this is the migration's only target, remove `follows` from the configuration".into()
             }
             Error::NoTables { .. } => {
                 "SELECT schemaname, tablename FROM pg_tables, then correct [migration] tables (schema.table, * for any)"

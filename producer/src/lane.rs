@@ -51,8 +51,11 @@ impl Lane {
     /// Reads the names from the configuration and registers the schemas of the control topics.
     ///
     /// # Errors
-    /// A URL is malformed, a Kafka property is unknown, or the registry does not answer.
+    /// The configuration is a further target's, a URL is malformed, a Kafka property is unknown, or the registry does not answer.
     pub async fn new(config: Config, direction: Direction, shutdown: Shutdown) -> Result<Arc<Lane>, Error> {
+        if config.target.follows {
+            return Err(Error::Follows);
+        }
         let (source_url, target_url) = match direction {
             Direction::Forward => (config.source.url.clone(), config.target.url.clone()),
             Direction::Reverse => (config.target.url.clone(), config.source.url.clone()),

@@ -16,7 +16,7 @@ pub struct Config {
     #[serde(default)]
     pub migration: Migration,
     pub source: Endpoint,
-    pub target: Endpoint,
+    pub target: Target,
     pub kafka: Kafka,
     pub registry: Registry,
     #[serde(default)]
@@ -84,6 +84,23 @@ pub struct Endpoint {
 impl std::fmt::Debug for Endpoint {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Endpoint({})", without_password(&self.url))
+    }
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    /// As [`Endpoint::url`].
+    pub url: String,
+    /// A further target: it reads what the migration of another configuration of the same name writes, and has no part in the source,
+    /// Kafka and the registry.
+    #[serde(default)]
+    pub follows: bool,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "Target({}, follows {})", without_password(&self.url), self.follows)
     }
 }
 
@@ -386,5 +403,7 @@ mod tests {
     fn a_password_is_never_printed() {
         let endpoint = Endpoint { url: "postgresql://u:secret@h/d".into() };
         assert!(!format!("{endpoint:?}").contains("secret"));
+        let target = Target { url: "postgresql://u:secret@h/d".into(), follows: true };
+        assert!(!format!("{target:?}").contains("secret"));
     }
 }

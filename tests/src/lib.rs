@@ -7,11 +7,12 @@
 //! ```text
 //! stack ── postgres ─┐
 //!       ├─ kafka ────┼─ process (a child that dies with us) ── scratch (its folder) ── ports (its address)
-//!       ├─ registry ─┤
+//!       ├─ registry ─┤   connect (a foreign reader of the topics)
 //!       └─ services ─┘   wait (conditions with a deadline)   sql (a session)   cache (what ./dev fetched)
 //! ```
 
 pub mod cache;
+pub mod connect;
 pub mod error;
 pub mod kafka;
 pub mod measure;

@@ -621,6 +621,106 @@ fn columns_that_no_event_has_are_read_again_from_the_source() {
 }
 
 #[test]
+fn a_replayed_table_is_completed_from_the_source_and_waits_for_the_lane_to_come_there() {
+    let mut feed = Feed::new("replayincomplete", "CREATE TABLE t (id int, big text, v text)");
+    feed.table("t", &["id int4 key", "big text", "v text"]);
+    let source = feed.migration.source().unwrap();
+    source
+        .run("CREATE TABLE t (id int PRIMARY KEY, big text, v text); INSERT INTO t VALUES (5, 'toast', 'b')")
+        .unwrap();
+    // As above: the copy is later than the change, and has the row neither where it was nor where it went.
+    let first = feed.transaction(&[rekey("t", "50|\\N|\\N", "5|~|a"), update("t", "5|~|b")]);
+    feed.copied("t", &["id"], 1, 0);
+    let late = Lsn(first.0 + 1);
+    let empty = TestChunk { columns: &["id", "big", "v"], exact: false, ..chunk("t", 0, 0, late) };
+    feed.write(&[feed.block(&empty, (0, Some(0)), "")]);
+    feed.ledger_chunk(&empty, 0);
+    feed.completed(&["t"], late);
+    let mut service = feed.consumer();
+    feed.marker("");
+    let beyond = |source: &tests::sql::Session| {
+        let now: Lsn = source.value("SELECT pg_current_wal_insert_lsn()").unwrap().parse().unwrap();
+        Lsn(now.0 + (1 << 30))
+    };
+    let holds = |service: &Service, question: &str| {
+        wait::until(question, LIMIT, || match feed.target.value(question) {
+            Ok(answer) if answer == "t" => Ok(()),
+            answer => Err(format!("{answer:?}")),
+        })
+        .unwrap_or_else(|failure| panic!("{failure}\n{}", service.log()));
+    };
+    holds(&service, "SELECT exact_from > '0/100000' FROM dflux.lane");
+    feed.target
+        .run("INSERT INTO dflux.table_state SELECT lane, 'public', 't', 0, 'requested' FROM dflux.lane")
+        .unwrap();
+    // The row is there again; the table is the lane's only where the lane has come to the moment at which it was read.
+    holds(&service, "SELECT snapshot_lsn > '0/100000' FROM dflux.chunk");
+    service = service.start_again().unwrap();
+    holds(&service, "SELECT state = 'rejoining' FROM dflux.table_state");
+    assert_eq!(all(&feed, "t"), ["(5,toast,b)"]);
+    let last = beyond(&source);
+    let records = feed.records(last, &[update("t", "5|~|c")]);
+    feed.write(&records);
+    feed.reached(&service, last);
+    let live = "SELECT state = 'live' FROM dflux.table_state";
+    wait::until_true("the table is the lane's again", LIMIT, || feed.target.value(live).is_ok_and(|live| live == "t"))
+        .unwrap();
+    assert_eq!(all(&feed, "t"), ["(5,toast,c)"]);
+    assert_eq!(
+        feed.rows("SELECT diverged + (SELECT count(*) FROM dflux.incomplete) || phase FROM dflux.lane"),
+        ["0exact"]
+    );
+}
+
+#[test]
+fn a_new_target_takes_a_table_that_was_copied_twice_once() {
+    // Without a key, what is loaded twice is there twice, and nobody would notice.
+    let mut feed = Feed::new("twice", "CREATE TABLE t (id int, v text)");
+    feed.table("t", &["id int4", "v text"]);
+    let c = feed.consistent_point;
+    let before = feed.transaction(&[insert("t", "2|b")]);
+    let (first, again) = (chunk("t", 0, 0, c), TestChunk { generation: 1, ..chunk("t", 0, 1, Lsn(before.0 + 1)) });
+    feed.write(&[feed.block(&first, (0, Some(1)), "1\ta\n"), feed.block(&again, (0, Some(2)), "1\ta\n2\tb\n")]);
+    feed.ledger_chunk(&first, 1);
+    feed.copied("t", &[], 1, 1);
+    feed.completed(&["t"], c);
+    feed.resync("t", 1);
+    feed.ledger_chunk(&again, 2);
+    feed.copied_as("t", 1, &[], 1, 2);
+    let last = feed.transaction(&[update_full("t", "1|a", "1|A"), delete("t", "2|b"), insert("t", "3|c")]);
+    let service = feed.consumer();
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(1,A)", "(3,c)"]);
+    assert_eq!(feed.rows("SELECT generation || state FROM dflux.table_state"), ["1live"]);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+}
+
+#[test]
+fn a_table_that_is_still_to_be_copied_is_left_alone_from_the_lanes_first_transaction_on() {
+    // It was created later; its rows come with the copy, and its events must wait for them.
+    let mut feed = Feed::new("later", "CREATE TABLE t (id int PRIMARY KEY, v text)");
+    feed.table("t", &["id int4 key", "v text"]);
+    feed.no_backfill(feed.consistent_point);
+    feed.resync("t", 1);
+    for round in 0..50 {
+        feed.transaction(&[update("t", &format!("1|{round}"))]);
+    }
+    let last = feed.transaction(&[update("t", "1|last")]);
+    let service = feed.consumer();
+    feed.reached(&service, last);
+    assert_eq!(feed.rows("SELECT diverged::text FROM dflux.lane"), ["0"]);
+    let copy = TestChunk { generation: 1, ..chunk("t", 0, 1, Lsn(last.0 + 1)) };
+    feed.write(&[feed.block(&copy, (0, Some(1)), "1\tlast\n")]);
+    feed.ledger_chunk(&copy, 1);
+    feed.copied_as("t", 1, &["id"], 1, 1);
+    wait::until_true("it is the lane's", LIMIT, || feed.rows("SELECT state FROM dflux.table_state") == ["live"])
+        .unwrap();
+    let last = feed.transaction(&[update("t", "1|on")]);
+    feed.reached(&service, last);
+    assert_eq!(all(&feed, "t"), ["(1,on)"]);
+}
+
+#[test]
 fn a_chunk_that_another_producer_wrote_between_is_found_where_the_ledger_says() {
     let mut feed = Feed::new("between", "CREATE TABLE t (id int, v text)");
     feed.table("t", &["id int4 key", "v text"]);

@@ -6,6 +6,7 @@
 mod consumer;
 mod control;
 mod crash;
+mod fanout;
 mod feed;
 mod producer;
 mod readers;

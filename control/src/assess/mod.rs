@@ -114,7 +114,8 @@ pub async fn check(config: &Config) -> Seen {
     if let Some(source) = &seen.source {
         servers.0 = kept(source::server(source, &mut findings).await, "source", &mut findings);
         seen.tables = kept(tables::read(source).await, "source", &mut findings).unwrap_or_default();
-        let outcome = check_source(config, source, &seen.tables, lane.is_some(), &mut findings).await;
+        let outcome =
+            check_source(config, source, &seen.tables, lane.is_some() || config.target.follows, &mut findings).await;
         kept(outcome, "source", &mut findings);
     }
     if let (Some(source), Some(target)) = &servers {

@@ -271,7 +271,7 @@ pub async fn activity(source: &Database, findings: &mut Findings) -> Result<(), 
     Ok(())
 }
 
-/// A slot of our name that is there already. `ours`: the target knows a lane of this slot.
+/// A slot of our name that is there already. `ours`: the target knows a lane of this slot, or follows.
 ///
 /// # Errors
 /// `Sql`.
@@ -284,12 +284,11 @@ pub async fn slot(source: &Database, config: &Config, ours: bool, findings: &mut
             (source.get(row, 0)?, source.get(row, 1)?, source.get(row, 2)?);
         let (held, here, status): (String, String, String) =
             (source.get(row, 3)?, source.get(row, 4)?, source.get(row, 5)?);
-        let other = "choose another name in [migration] slot";
         if plugin != "pgoutput" || held != here {
             findings.blocker(
                 "slot",
                 format!("slot {slot} exists and is another's: plugin `{plugin}`, database `{held}`"),
-                other,
+                "choose another name in [migration] slot",
             );
         } else if status == "lost" {
             findings.blocker(
@@ -298,7 +297,7 @@ pub async fn slot(source: &Database, config: &Config, ours: bool, findings: &mut
                 "dflux cleanup --yes, raise max_slot_wal_keep_size, then begin anew",
             );
         } else if active && !ours {
-            findings.blocker("slot", format!("slot {slot} is in use by process {pid} of the source, and the target knows no migration that it belongs to"), other);
+            findings.blocker("slot", format!("slot {slot} is in use by process {pid} of the source, and the target knows no migration that it belongs to"), "choose another name in [migration] slot; for a further target of the migration that uses it, set follows = true in [target]");
         } else {
             let who = if active { format!(" and in use by process {pid}") } else { String::new() };
             findings.note("slot", format!("slot {slot} exists{who}: the migration goes on from it"), "");

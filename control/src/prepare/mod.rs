@@ -9,6 +9,8 @@
 //! later runs: tables that are new; and once the lane is level with the source, the `post` and `cutover` steps
 //! ```
 //!
+//! Of a target that follows (`[target] follows`) nothing on the source is changed: that is the other target's.
+//!
 //! What will be changed on the source is written down before it is changed, so that `dflux cleanup` knows it whatever happens. What
 //! exists on the target already is left as it is: `assess` has judged whether it fits.
 
@@ -49,7 +51,8 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
         first(config, (source, target), &seen, lane.is_some()).await?;
     }
     let Some(lane) = lane else {
-        println!("prepared: start the producer and the consumer, then dflux status --watch");
+        let services = if config.target.follows { "the consumer" } else { "the producer and the consumer" };
+        println!("prepared: start {services}, then dflux status --watch");
         return Ok(Exit::Done);
     };
     let (now, _, _) = crate::status::lane::read_source(source, &config.migration.slot, None).await?;
@@ -90,7 +93,7 @@ async fn first(
     let outcome = async {
         let counted = schema::make(config, &worker, &plan).await?;
         // The publication of a lane that runs is the producer's: a table added there needs a copy of its own.
-        let changed = if running { None } else { Some(source::change(config, source).await?) };
+        let changed = if running || config.target.follows { None } else { Some(source::change(config, source).await?) };
         worker.batch("committing the schema", "COMMIT").await?;
         Ok((counted, changed))
     }

@@ -22,7 +22,8 @@ pub(crate) fn failed(error: producer::error::Error) -> Error {
     Error::Source { source: Box::new(error), hint }
 }
 
-/// Makes the schema `dflux` on the target and writes down what will be changed on the source, and what was there before.
+/// Makes the schema `dflux` on the target and writes down what will be changed on the source, and what was there before: nothing by a
+/// target that follows.
 ///
 /// # Errors
 /// `Sql`, `Source`.
@@ -36,6 +37,9 @@ pub async fn record(config: &Config, (source, target): (&Database, &Database)) -
     if let Err(error) = target.batch("the schema dflux cannot be made", &ddl).await {
         target.batch("ending a transaction", "ROLLBACK").await?;
         return Err(error);
+    }
+    if config.target.follows {
+        return Ok(Recorded { ids: Vec::new(), had_publication: true });
     }
     let all = catalog::all_tables(&source.client).await.map_err(failed)?;
     let selection = catalog::select(&all, migration);

@@ -18,7 +18,7 @@ pub struct TableProgress {
     pub rows_loaded: u64,
     pub bytes_estimated: u64,
     pub bytes_copied: u64,
-    /// `live`, `resyncing`, `rejoining`; empty where the target has not said.
+    /// `live`, `requested`, `resyncing`, `rejoining`; empty where the target has not said.
     pub state: String,
 }
 
