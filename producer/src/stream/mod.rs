@@ -33,7 +33,7 @@ use images::{Image, Images};
 use segment::{Segment, Segments};
 use tables::{StreamTable, StreamTables};
 
-/// A transaction that is sent so long after its commit is one of a backlog.
+/// What is sent so long after its commit is a backlog.
 const BEHIND_MICROS: i64 = 500_000;
 
 /// How this migration's consumer of the other lane marks what it writes into our source. Every other origin is the
@@ -151,11 +151,11 @@ impl Stream {
             .accept(lsn, message, &mut assembled)
             .map_err(|source| Error::Assemble { slot: slot(), source })?;
         for event in &assembled {
-            if let Assembled::Begin(begin) = event {
-                // Both by the source's clock.
-                self.start.reader.set_behind(sent_at_micros - begin.commit_time_micros > BEHIND_MICROS);
-            }
             self.event(lsn, event).await?;
+        }
+        if let Some(open) = &self.open {
+            // Both by the source's clock; at each frame, since a large transaction lies behind only while it is sent.
+            self.start.reader.set_behind(sent_at_micros - open.begin.commit_time_micros > BEHIND_MICROS);
         }
         assembled.clear();
         self.assembled = assembled;
