@@ -9,6 +9,8 @@ mod crash;
 mod feed;
 mod producer;
 mod readers;
+mod refusals;
+mod schema;
 mod smoke;
 mod validator;
 mod walsender;
