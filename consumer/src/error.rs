@@ -53,6 +53,8 @@ pub enum Error {
     ColumnMissing { table: String, column: String },
     #[error("table {table}: the target cannot be written: {what}")]
     TableUnfit { table: String, what: String },
+    #[error("table {table} in the target has no partition for a row of {what}")]
+    PartitionMissing { table: String, what: String, source: sqlx::Error },
     #[error("{op} on {table} at {position} was refused by the target")]
     Refused { table: String, op: &'static str, position: Position, source: sqlx::Error },
     #[error("{op} on {table} at {position} has no {image} image")]
@@ -87,6 +89,14 @@ pub fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
 }
 
+/// Whether a partitioned table has no place for a row: a check that failed and has no name.
+pub fn lacks_partition(error: &sqlx::Error) -> bool {
+    let lacks = |error: &dyn sqlx::error::DatabaseError| {
+        error.code().as_deref() == Some("23514") && error.constraint().is_none()
+    };
+    error.as_database_error().is_some_and(lacks)
+}
+
 impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
@@ -113,6 +123,7 @@ impl Error {
             | Error::TableMissing { .. }
             | Error::ColumnMissing { .. }
             | Error::TableUnfit { .. }
+            | Error::PartitionMissing { .. }
             | Error::Refused { .. }
             | Error::ImageMissing { .. }
             | Error::IdentityAlways { .. }
@@ -163,6 +174,9 @@ impl Hint for Error {
                     "ALTER TABLE {table} ADD COLUMN {column} … in the target, then start the consumer again; if the source \
                      added it with a DEFAULT, also dflux resync {table}: the rows that were there have it without an event"
                 )
+            }
+            Error::PartitionMissing { .. } => {
+                "dflux prepare makes the partitions that the source has; then start the consumer again".into()
             }
             Error::TableUnfit { table, .. } => format!("make {table} in the target as it is in the source"),
             Error::Refused { table, source, .. } => match code(source).as_deref() {

@@ -15,7 +15,7 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Row};
 
 use crate::dialect::{Expect, Statement, statements};
-use crate::error::{code, target, transient};
+use crate::error::{code, lacks_partition, target, transient};
 use crate::event::{PartitionIndex, RawEvent};
 use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
@@ -343,7 +343,11 @@ impl Applier {
             if fold && (class.starts_with("22") || class.starts_with("23")) {
                 return Failure::Replay(format!("{op} on {table}: {source}"));
             }
-            Failure::Final(Error::Refused { table: table.to_string(), op, position, source })
+            let table = table.to_string();
+            Failure::Final(match lacks_partition(&source) {
+                true => Error::PartitionMissing { table, what: format!("the {op} at {position}"), source },
+                false => Error::Refused { table, op, position, source },
+            })
         };
         if let Some(rows) = rows {
             let mut copy = self.connection.copy_in_raw(&sql).await.map_err(refused)?;

@@ -10,10 +10,11 @@ use changelog::TableName;
 use changelog::ledger::Plan;
 use changelog::table::quote_identifier;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use sqlx::Row;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::{code, target};
+use crate::relation::rows_of;
 use crate::target::{Purpose, Sessions, run};
 use crate::{Error, observe};
 
@@ -60,14 +61,15 @@ impl Building<'_> {
         each(self.sessions, bindings, 1).await?;
         let mut missing = Vec::new();
         for plan in plans.iter().filter(|plan| !plan.key.is_empty()) {
-            if !unique(&mut connection, &plan.table, &plan.key).await? {
-                let columns: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
-                missing.push(Build {
-                    step: None,
-                    what: format!("primary key of {}", plan.table),
-                    statement: format!("ALTER TABLE {} ADD PRIMARY KEY ({})", plan.table.quoted(), columns.join(", ")),
-                });
-            }
+            let Some(partitioned) = lacks_key(&mut connection, &plan.table, &plan.key).await? else { continue };
+            // ONLY for a table of its own: the key would make its children by inheritance NOT NULL.
+            let columns: Vec<String> = plan.key.iter().map(|name| quote_identifier(name)).collect();
+            let (table, columns) = (rows_of(&plan.table, partitioned), columns.join(", "));
+            missing.push(Build {
+                step: None,
+                what: format!("primary key of {}", plan.table),
+                statement: format!("ALTER TABLE {table} ADD PRIMARY KEY ({columns})"),
+            });
         }
         each(self.sessions, missing, self.workers).await
     }
@@ -135,19 +137,17 @@ async fn steps(connection: &mut PgConnection, migration: &str, table: Option<&Ta
     rows.iter().map(build).collect::<Result<_, _>>().map_err(target("dflux.schema_step"))
 }
 
-/// Whether a complete unique index has exactly these columns.
-async fn unique(connection: &mut PgConnection, table: &TableName, key: &[String]) -> Result<bool, Error> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = pg_catalog.to_regclass($1) AND i.indisunique \
-               AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND (SELECT pg_catalog.array_agg(a.attname::text ORDER BY a.attname) \
-               FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) = $2)";
+/// Whether the table is partitioned, if it is there and no complete unique index has exactly these columns.
+async fn lacks_key(connection: &mut PgConnection, table: &TableName, key: &[String]) -> Result<Option<bool>, Error> {
+    let sql = "SELECT c.relkind = 'p' FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1) AND NOT EXISTS ( \
+               SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique \
+               AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND (SELECT pg_catalog.array_agg(a.attname::text \
+                 ORDER BY a.attname::text COLLATE \"C\") FROM pg_catalog.pg_attribute a \
+                 WHERE a.attrelid = i.indrelid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) = $2)";
     let mut names = key.to_vec();
     names.sort();
-    sqlx::query_scalar(AssertSqlSafe(sql.replace("ORDER BY a.attname)", "ORDER BY a.attname::text COLLATE \"C\")")))
-        .bind(table.quoted())
-        .bind(names)
-        .fetch_one(connection)
-        .await
-        .map_err(target(format!("the indexes of {table}")))
+    let query = sqlx::query_scalar(sql).bind(table.quoted()).bind(names);
+    query.fetch_optional(connection).await.map_err(target(format!("the indexes of {table}")))
 }
 
 #[cfg(test)]

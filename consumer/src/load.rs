@@ -24,7 +24,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, mpsc};
 
-use crate::error::{code, contract, target};
+use crate::error::{code, contract, lacks_partition, target};
 use crate::follow::Following;
 use crate::ledger::Generations;
 use crate::pipeline::Pulse;
@@ -441,6 +441,9 @@ impl Worker {
         let (id, attempt) = (block.id.clone(), block.attempt);
         let chunk = format!("{} of {} (generation {}, attempt {attempt})", id.chunk, id.table, id.generation);
         let refused = |source: sqlx::Error| match code(&source).as_deref() {
+            _ if lacks_partition(&source) => {
+                Error::PartitionMissing { table: id.table.to_string(), what: format!("chunk {chunk}"), source }
+            }
             Some(class) if class.starts_with("22") || class.starts_with("23") || class.starts_with("42") => {
                 Error::Chunk { chunk: chunk.clone(), what: format!("the target refuses its rows: {source}") }
             }

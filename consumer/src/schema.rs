@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS dflux.table_state (
 );
 CREATE TABLE IF NOT EXISTS dflux.schema_step (
     id bigserial PRIMARY KEY, migration text, kind text, schema_name text, table_name text, name text,
-    statement text, done_at timestamptz, error text
+    statement text, needs text[], done_at timestamptz, error text
 );
 CREATE TABLE IF NOT EXISTS dflux.source_change (
     id bigserial PRIMARY KEY, migration text, kind text, schema_name text, table_name text, before text,

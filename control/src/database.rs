@@ -98,6 +98,16 @@ impl Database {
         })
     }
 
+    /// The command that lets its user pass row security by.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn bypass_hint(&self) -> Result<String, Error> {
+        let row = self.row("its user", "SELECT pg_catalog.quote_ident(current_user)", &[]).await?;
+        let user: String = self.get(&row, 0)?;
+        Ok(format!("ALTER ROLE {user} BYPASSRLS on the {}, then dflux prepare", self.role))
+    }
+
     pub fn failed(&self, what: &str, source: tokio_postgres::Error) -> Error {
         Error::Sql { role: self.role, what: what.to_owned(), source }
     }

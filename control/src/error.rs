@@ -145,6 +145,11 @@ impl Hint for Error {
             }
             Error::Program { .. } => "mend what it names, then dflux prepare".into(),
             Error::Archive { .. } => "use PostgreSQL's own pg_dump and pg_restore (DFLUX_PG_BIN)".into(),
+            Error::PreData { source, .. } if source.code().is_some_and(|code| code.code() == "23514") => {
+                "the target's default partition holds rows of it: move them into it and attach it in one transaction by \
+                 hand, then dflux prepare; nothing was changed"
+                    .into()
+            }
             Error::PreData { source, .. } => match sql_hint("target", source) {
                 Some(hint) => hint,
                 None => "make it by hand on the target, then dflux prepare; nothing was changed".into(),

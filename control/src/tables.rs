@@ -1,6 +1,6 @@
 //! The source's tables as its catalog knows them, and which of them the migration moves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use changelog::TableName;
 use producer::source::catalog::USER_TABLES;
@@ -149,10 +149,89 @@ pub fn find<'a>(tables: &'a [Table], migration: &Migration, argument: &str) -> R
     }
     match matching.as_slice() {
         [] => Err(Error::NoSuchTable { table: argument.to_owned() }),
-        [table] if migration.selects(&table.name.schema, &table.name.name) => Ok(table),
+        [table] if named(tables, migration).iter().any(|named| named.name == table.name) => Ok(table),
         [table] => Err(Error::NotSelected { table: table.name.clone(), migration: migration.name.clone() }),
         several => Err(Error::AmbiguousTable { name: argument.to_owned(), count: several.len() }),
     }
+}
+
+/// A relation of the target under the name of one of the source's tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    pub partitioned: bool,
+    /// Its direct partitions.
+    pub partitions: Vec<TableName>,
+}
+
+/// What of the source's tables the target has, by name.
+///
+/// # Errors
+/// `Sql`.
+pub async fn held(target: &Database, tables: &[&Table]) -> Result<HashMap<TableName, Held>, Error> {
+    let sql = "SELECT w.s, w.t, c.relkind = 'p',
+        ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class x ON x.oid = i.inhrelid
+          JOIN pg_catalog.pg_namespace n ON n.oid = x.relnamespace WHERE i.inhparent = c.oid AND c.relkind = 'p' ORDER BY x.oid),
+        ARRAY(SELECT x.relname::text FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class x ON x.oid = i.inhrelid
+          WHERE i.inhparent = c.oid AND c.relkind = 'p' ORDER BY x.oid)
+      FROM unnest($1::text[], $2::text[]) AS w (s, t)
+        JOIN pg_catalog.pg_class c ON c.oid = to_regclass(quote_ident(w.s) || '.' || quote_ident(w.t))";
+    let schemas: Vec<&str> = tables.iter().map(|table| table.name.schema.as_str()).collect();
+    let names: Vec<&str> = tables.iter().map(|table| table.name.name.as_str()).collect();
+    let rows = target.rows("its tables", sql, &[&schemas, &names]).await?;
+    rows.iter()
+        .map(|row| {
+            let name = TableName::new(target.get::<String>(row, 0)?, target.get::<String>(row, 1)?);
+            let (schemas, names): (Vec<String>, Vec<String>) = (target.get(row, 3)?, target.get(row, 4)?);
+            let partitions = schemas.into_iter().zip(names).map(|(schema, name)| TableName::new(schema, name));
+            Ok((name, Held { partitioned: target.get(row, 2)?, partitions: partitions.collect() }))
+        })
+        .collect()
+}
+
+/// The source's tables beside the target's. Pure.
+#[derive(Debug, Default, PartialEq)]
+pub struct Compared<'a> {
+    /// What the target should have: without the partitions of a table that it divides otherwise, or not at all.
+    pub wanted: Vec<&'a Table>,
+    /// Those of them that it lacks, or has beside the table that they are a partition of.
+    pub missing: Vec<&'a Table>,
+    /// Its partitions that are none of the source's: those were dropped or detached there. With the partitioned table.
+    pub left_over: Vec<(TableName, TableName)>,
+}
+
+/// A target's partitioned table that has partitions and none of the source's is divided otherwise on purpose.
+pub fn compare<'a>(selected: &[&'a Table], held: &HashMap<TableName, Held>) -> Compared<'a> {
+    let parts: HashSet<(u32, &TableName)> =
+        selected.iter().filter_map(|table| Some((table.parent?, &table.name))).collect();
+    let is_part = |parent: &Table, name| parts.contains(&(parent.oid, name));
+    let divided_alike = |parent: &Table| {
+        held.get(&parent.name).is_none_or(|held| {
+            let alike = held.partitions.is_empty() || held.partitions.iter().any(|part| is_part(parent, part));
+            held.partitioned && alike
+        })
+    };
+    let by_oid: HashMap<u32, &Table> = selected.iter().map(|table| (table.oid, *table)).collect();
+    let mut compared = Compared::default();
+    for table in selected.iter().copied() {
+        let above = std::iter::successors(table.parent, |oid| by_oid.get(oid).and_then(|above| above.parent));
+        if !above.take(100).filter_map(|oid| by_oid.get(&oid)).all(|above| divided_alike(above)) {
+            continue;
+        }
+        compared.wanted.push(table);
+        let above = table.parent.and_then(|oid| by_oid.get(&oid)).and_then(|above| held.get(&above.name));
+        match held.get(&table.name) {
+            None => compared.missing.push(table),
+            Some(_) if above.is_some_and(|above| !above.partitions.contains(&table.name)) => {
+                compared.missing.push(table);
+            }
+            Some(held) if table.kind == 'p' && divided_alike(table) => {
+                let over = held.partitions.iter().filter(|part| !is_part(table, part));
+                compared.left_over.extend(over.map(|part| (table.name.clone(), part.clone())));
+            }
+            Some(_) => {}
+        }
+    }
+    compared
 }
 
 #[cfg(test)]
@@ -204,6 +283,34 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_target_lacks_a_partition_only_of_a_table_that_it_divides_alike() {
+        let root = Table { oid: 1, kind: 'p', ..table("public", "root") };
+        let part = |oid, name| Table { oid, parent: Some(1), ..table("public", name) };
+        let (a, b) = (part(2, "a"), part(3, "b"));
+        let selected = [&root, &a, &b];
+        let names =
+            |tables: &[&Table]| tables.iter().map(|table| table.name.name.clone()).collect::<Vec<_>>().join(" ");
+        let found = |partitioned: bool, partitions: &[&str], alone: &[&str]| {
+            let partitions = partitions.iter().map(|name| TableName::new("public", *name)).collect();
+            let mut held = HashMap::from([(root.name.clone(), Held { partitioned, partitions })]);
+            held.extend(alone.iter().map(|name| (TableName::new("public", *name), Held::default())));
+            let compared = compare(&selected, &held);
+            let over = compared.left_over.iter().map(|(_, part)| part.name.clone()).collect::<Vec<_>>().join(" ");
+            (names(&compared.wanted), names(&compared.missing), over)
+        };
+        let answer = |wanted: &str, missing: &str, over: &str| (wanted.to_owned(), missing.to_owned(), over.to_owned());
+        assert_eq!(found(true, &["a", "b"], &["a", "b"]), answer("root a b", "", ""));
+        assert_eq!(found(true, &["a"], &["a"]), answer("root a b", "b", ""));
+        assert_eq!(found(true, &["a"], &["a", "b"]), answer("root a b", "b", ""));
+        assert_eq!(found(true, &["a", "old"], &["a"]), answer("root a b", "b", "old"));
+        assert_eq!(found(true, &[], &[]), answer("root a b", "a b", ""));
+        assert_eq!(found(true, &["x", "y"], &[]), answer("root", "", ""));
+        assert_eq!(found(false, &[], &[]), answer("root", "", ""));
+        let all_missing = compare(&selected, &HashMap::new());
+        assert_eq!(names(&all_missing.missing), "root a b");
+    }
+
+    #[test]
     fn an_argument_names_a_table_by_its_full_name_or_by_one_that_is_its_alone() {
         let tables = [table("public", "a"), table("public", "b"), table("other", "b")];
         let migration = Migration { tables: vec!["public.*".into()], ..Migration::default() };
@@ -212,6 +319,10 @@ pub(crate) mod tests {
         assert!(matches!(find(&tables, &migration, "b"), Err(Error::AmbiguousTable { count: 2, .. })));
         assert!(matches!(find(&tables, &migration, "other.b"), Err(Error::NotSelected { .. })));
         assert!(matches!(find(&tables, &migration, "c"), Err(Error::NoSuchTable { .. })));
+        // A partition comes with its table, whatever the patterns say of its own name.
+        let root = Table { oid: 7, kind: 'p', ..table("public", "root") };
+        let tables = [root, Table { oid: 8, parent: Some(7), ..table("other", "part") }];
+        assert_eq!(find(&tables, &migration, "part").unwrap().name, tables[1].name);
     }
 
     #[test]

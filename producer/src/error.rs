@@ -41,7 +41,12 @@ pub enum Error {
     #[error("publication {publication} is missing, and slot {slot} of this migration exists")]
     PublicationMissing { publication: String, slot: String },
     #[error("publication {publication} is not as dflux makes it: {what}")]
-    PublicationAltered { publication: String, what: String },
+    PublicationAltered {
+        publication: String,
+        what: String,
+        /// That would make it so, as ALTER PUBLICATION … SET takes it.
+        setting: Option<&'static str>,
+    },
     #[error("table {table} was not found on the source")]
     TableMissing { table: TableName },
     #[error("{table} was rewritten (TRUNCATE or ALTER TABLE) during each of {attempts} readings of chunk {chunk}")]
@@ -185,6 +190,10 @@ impl Hint for Error {
                 format!("ALTER TABLE {} REPLICA IDENTITY FULL at a quiet moment, then start again", table.quoted())
             }
             Error::PublicationMissing { .. } => ANEW.into(),
+            Error::PublicationAltered { publication, setting: Some(setting), .. } => format!(
+                "ALTER PUBLICATION \"{publication}\" SET ({setting}) on the source if nothing else needs it as it is, or set \
+                 another [migration] publication"
+            ),
             Error::PublicationAltered { publication, .. } => {
                 format!(
                     "DROP PUBLICATION \"{publication}\" if nothing else needs it, or set another [migration] publication"

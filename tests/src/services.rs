@@ -202,8 +202,21 @@ impl Said {
 /// # Errors
 /// When it is not built or cannot be started; any exit code is an answer.
 pub fn run<S: Into<String>>(program: &str, config: &Path, arguments: impl IntoIterator<Item = S>) -> Result<Said> {
+    run_with(program, config, arguments, &[])
+}
+
+/// The same with environment variables on top.
+///
+/// # Errors
+/// As `run`.
+pub fn run_with<S: Into<String>>(
+    program: &str,
+    config: &Path,
+    arguments: impl IntoIterator<Item = S>,
+    environment: &[(&str, &Path)],
+) -> Result<Said> {
     let mut command = std::process::Command::new(cache::program(program)?);
-    command.args(arguments.into_iter().map(Into::into)).arg("--config").arg(config);
+    command.envs(environment.iter().copied()).args(arguments.into_iter().map(Into::into)).arg("--config").arg(config);
     let output = command.stdin(std::process::Stdio::null()).output();
     let output = output.map_err(Failure::io(format!("starting {program}")))?;
     Ok(Said {

@@ -803,6 +803,39 @@ fn a_parent_and_the_tables_that_inherit_from_it_are_tables_of_their_own() {
 }
 
 #[test]
+fn without_prepare_a_key_is_made_of_a_whole_partitioned_table_and_of_a_parent_alone() {
+    let ddl = "CREATE TABLE p (id int, v text); CREATE TABLE c (extra int) INHERITS (p);
+               CREATE TABLE r (id int, v text) PARTITION BY RANGE (id);
+               CREATE TABLE r_1 PARTITION OF r FOR VALUES FROM (0) TO (100);
+               CREATE TABLE r_2 PARTITION OF r FOR VALUES FROM (100) TO (200)";
+    let mut feed = Feed::new("fallback", ddl);
+    feed.table("p", &["id int4 key", "v text"]);
+    feed.table("c", &["id int4", "v text", "extra int4"]);
+    feed.table("r", &["id int4 key", "v text"]);
+    let point = feed.consistent_point;
+    // The child has what the parent's key would refuse: a row without an id, and one id twice.
+    let child = TestChunk { columns: &["id", "v", "extra"], ..chunk("c", 0, 0, point) };
+    feed.write(&[
+        feed.block(&child, (0, Some(3)), "\\N\tx\t7\n2\ty\t8\n2\tz\t9\n"),
+        feed.block(&chunk("p", 0, 0, point), (0, Some(1)), "1\ta\n"),
+        feed.block(&chunk("r", 0, 0, point), (0, Some(2)), "1\ta\n101\tb\n"),
+    ]);
+    for (table, key, rows) in [("c", &[][..], 3), ("p", &["id"], 1), ("r", &["id"], 2)] {
+        feed.copied(table, key, 1, rows);
+    }
+    feed.completed(&["c", "p", "r"], point);
+    let service = feed.consumer();
+    let last = feed.transaction(&[update("p", "1|A"), update("r", "101|B"), insert("r", "2|c")]);
+    feed.reached(&service, last);
+    assert_eq!(feed.rows("SELECT p::text FROM ONLY p"), ["(1,A)"]);
+    assert_eq!(all(&feed, "c"), ["(,x,7)", "(2,y,8)", "(2,z,9)"]);
+    assert_eq!(feed.rows("SELECT r::text FROM r ORDER BY 1"), ["(1,a)", "(101,B)", "(2,c)"]);
+    let keys = "SELECT c.relname || ' ' || i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+        WHERE i.indisprimary AND c.relnamespace = 'public'::regnamespace ORDER BY 1";
+    assert_eq!(feed.rows(keys), ["p true", "r true", "r_1 true", "r_2 true"]);
+}
+
+#[test]
 fn an_identity_that_no_update_may_set_arrives_as_it_is_in_the_source() {
     let [one, two, three] = [1, 2, 3].map(|n| format!("00000000-0000-0000-0000-00000000000{n}"));
     for (label, tolerant) in [("identity", false), ("identitytolerant", true)] {

@@ -10,6 +10,8 @@ mod fanout;
 mod feed;
 mod producer;
 mod readers;
+mod refusals;
+mod schema;
 mod smoke;
 mod validator;
 mod walsender;

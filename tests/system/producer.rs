@@ -209,6 +209,7 @@ fn barrier(broker: &Broker, migration: &str, source: &Session) {
 /// Waits until the process has ended by itself; returns its last words.
 fn ended(producer: &Service) -> String {
     wait::until_true("the producer ends", LIMIT, || producer.process().ended().is_some()).unwrap();
+    assert_eq!(producer.process().ended().and_then(|status| status.code()), Some(1), "{}", producer.log());
     producer.log()
 }
 
@@ -485,6 +486,9 @@ fn no_write_of_the_application_fails_whatever_its_tables_look_like() {
                   CREATE TABLE keyed_1 PARTITION OF keyed FOR VALUES FROM (0) TO (100);
                   CREATE TABLE bare (id int, a int) PARTITION BY RANGE (id);
                   CREATE TABLE bare_1 PARTITION OF bare FOR VALUES FROM (0) TO (100);
+                  CREATE TABLE named (id int NOT NULL, a int) PARTITION BY RANGE (id);
+                  CREATE UNIQUE INDEX named_id ON named (id); ALTER TABLE named REPLICA IDENTITY USING INDEX named_id;
+                  CREATE TABLE named_1 PARTITION OF named FOR VALUES FROM (0) TO (100);
                   CREATE UNLOGGED TABLE volatile (a int)";
     let running = Running::start("writes", schema, &[]);
     let write = |table: &str, id: i32| {
@@ -495,31 +499,35 @@ fn no_write_of_the_application_fails_whatever_its_tables_look_like() {
     let source = &running.source;
     source.run("INSERT INTO keyless VALUES (1), (1); UPDATE keyless SET a = 2; DELETE FROM keyless").unwrap();
     source.run("INSERT INTO volatile VALUES (1); UPDATE volatile SET a = 2; DELETE FROM volatile").unwrap();
-    for (table, id) in [("nothing", 1), ("deferred", 1), ("keyed", 1), ("bare", 1)] {
+    for (table, id) in [("nothing", 1), ("deferred", 1), ("keyed", 1), ("bare", 1), ("named", 1)] {
         source.run(&write(table, id)).unwrap();
     }
     source
         .run(
             "CREATE TABLE keyed_2 PARTITION OF keyed FOR VALUES FROM (100) TO (200);
               CREATE TABLE bare_2 PARTITION OF bare FOR VALUES FROM (100) TO (200);
+              CREATE TABLE named_2 PARTITION OF named FOR VALUES FROM (100) TO (200);
               CREATE TABLE later (id int, a int)",
         )
         .unwrap();
-    for (table, id) in [("keyed", 150), ("bare", 150), ("later", 1)] {
+    for (table, id) in [("keyed", 150), ("bare", 150), ("named", 150), ("later", 1)] {
         source.run(&write(table, id)).unwrap();
     }
     running.barrier();
-    let lane = running.lane(&["keyless", "nothing", "deferred", "keyed", "bare_1"]);
+    let lane = running.lane(&["keyless", "nothing", "deferred", "keyed", "bare_1", "named_1"]);
     let counts: BTreeMap<&str, usize> =
         lane.events.iter().map(|(topic, events)| (topic.rsplit('.').next().unwrap(), events.len())).collect();
-    let expected = BTreeMap::from([("keyless", 6), ("nothing", 3), ("deferred", 3), ("keyed", 6), ("bare_1", 3)]);
+    let whole = [("keyless", 6), ("nothing", 3), ("deferred", 3), ("keyed", 6), ("bare_1", 3), ("named_1", 3)];
+    let expected = BTreeMap::from(whole);
     assert_eq!(counts, expected);
     wait::until_true("tables that are not published are counted", LIMIT, || {
-        running.producer.metric("dflux_producer_unpublished_tables").is_ok_and(|count| count == Some(2.0))
+        running.producer.metric("dflux_producer_unpublished_tables").is_ok_and(|count| count == Some(3.0))
     })
     .unwrap();
     let log = running.producer.log();
-    assert!(log.contains("public.later") && log.contains("public.bare_2") && log.contains("public.volatile"), "{log}");
+    for told in ["public.later", "public.bare_2", "public.named_2", "public.volatile"] {
+        assert!(log.contains(told), "{told} is not told: {log}");
+    }
 }
 
 #[test]
@@ -743,7 +751,7 @@ fn a_slot_that_another_program_uses_is_refused_with_its_process() {
 fn bad_input_is_one_clear_error_before_anything_is_changed() {
     let migration = Migration::shared("badinput").unwrap();
     let none = ended(&migration.service("producer").start().unwrap());
-    assert!(none.contains("no table matches [migration] tables"), "{none}");
+    assert!(none.contains("no table matches [migration] tables") && none.contains("hint:"), "{none}");
     let url = migration.addresses.source.replace(tests::postgres::PASSWORD, "wrong");
     migration.configure(&[("source", "url", url.into())]).unwrap();
     let wrong = ended(&migration.service("producer").name("wrong").start().unwrap());
@@ -751,6 +759,7 @@ fn bad_input_is_one_clear_error_before_anything_is_changed() {
     migration.configure(&[("registry", "url", "http://127.0.0.1:1/".into())]).unwrap();
     let registry = ended(&migration.service("producer").name("registry").start().unwrap());
     assert!(registry.contains("schema registry at http://127.0.0.1:1 does not answer"), "{registry}");
+    assert!(registry.contains("hint:"), "{registry}");
     let server = Server::start(Options::new("replica").setting("wal_level", "replica")).unwrap();
     migration.configure(&[("source", "url", server.url("postgres").into())]).unwrap();
     let level = ended(&migration.service("producer").name("level").start().unwrap());

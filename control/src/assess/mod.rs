@@ -7,6 +7,7 @@
 pub mod estimate;
 mod publication;
 mod render;
+mod row_security;
 mod sample;
 pub mod source;
 pub mod target;
@@ -157,7 +158,7 @@ async fn check_source(
     source::privileges(source, &tables::selected(all, &config.migration), findings).await?;
     source::slot(source, config, ours, findings).await?;
     publication::existing(source, config, all, findings).await?;
-    publication::partitions(source, config, findings).await?;
+    publication::selected(source, config, findings).await?;
     source::activity(source, findings).await
 }
 
@@ -174,6 +175,7 @@ async fn check_pair(
     let wanted = target::columns(source, &names).await?;
     let held = target::columns(target, &names).await?;
     target::shapes(&wanted, &held, findings);
+    row_security::writing((source, target), &names, findings).await?;
     if unborn {
         let holding = selected.iter().filter(|table| table.holds_rows() && held.contains_key(&table.name));
         let holding: Vec<&TableName> = holding.map(|table| &table.name).collect();

@@ -7,6 +7,7 @@ use producer::source::catalog::{self, TableKind};
 use producer::source::publication;
 use service::{Config, Hint};
 
+use super::row_security;
 use super::source::listed;
 use crate::finding::Findings;
 use crate::prepare::source::failed;
@@ -74,19 +75,18 @@ fn foreign<'a>(published: &'a [TableName], all: &[Table], config: &Config) -> Ve
     published.iter().filter(|table| !named.iter().any(|named| named.name == **table)).collect()
 }
 
-/// A TRUNCATE of one partition is not sent where its partitioned table is published as one.
+/// What follows from how the tables are published: a TRUNCATE of one partition is not sent where its partitioned table is
+/// published as one; and what is published is what is read.
 ///
 /// # Errors
-/// `Source`.
-pub async fn partitions(source: &Database, config: &Config, findings: &mut Findings) -> Result<(), Error> {
+/// `Sql`, `Source`.
+pub async fn selected(source: &Database, config: &Config, findings: &mut Findings) -> Result<(), Error> {
     let all = catalog::all_tables(&source.client).await.map_err(failed)?;
-    let selection = catalog::select(&all, &config.migration);
-    let roots: Vec<&TableName> = selection
-        .published
-        .iter()
-        .filter(|table| table.kind == TableKind::Partitioned)
-        .map(|table| &table.name)
-        .collect();
+    let published = catalog::select(&all, &config.migration).published;
+    let names: Vec<&TableName> = published.iter().map(|table| &table.name).collect();
+    row_security::reading(source, &names, findings).await?;
+    let roots = published.iter().filter(|table| table.kind == TableKind::Partitioned).map(|table| &table.name);
+    let roots: Vec<&TableName> = roots.collect();
     if let Some(first) = roots.first() {
         findings.warning(
             "partition_truncate",

@@ -21,10 +21,12 @@ mod schema;
 pub mod select;
 pub mod source;
 pub mod steps;
+pub mod waiting;
 
 use service::Config;
 
 use crate::error::Exit;
+use crate::tables::Table;
 use crate::{Database, Error, assess, finding, tables};
 
 /// # Errors
@@ -47,8 +49,10 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     if selected.is_empty() {
         return Err(Error::NoTables { patterns: config.migration.tables.clone() });
     }
-    if lane.is_none() || schema::lacks_a_table(target, &selected).await? {
-        first(config, (source, target), &seen, lane.is_some()).await?;
+    let held = tables::held(target, &selected).await?;
+    let compared = tables::compare(&selected, &held);
+    if lane.is_none() || !compared.missing.is_empty() {
+        first(config, (source, target), &seen, &compared.wanted, lane.is_some()).await?;
     }
     let Some(lane) = lane else {
         let services = if config.target.follows { "the consumer" } else { "the producer and the consumer" };
@@ -57,10 +61,13 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     };
     let (now, _, _) = crate::status::lane::read_source(source, &config.migration.slot, None).await?;
     let lag_ms = lane.lag_ms(now);
+    for table in crate::status::unpublished(source, config).await? {
+        println!("source: {table} is not published, so it has no rows on the target\nhint: dflux resync {table}");
+    }
     if lane.is_level(lag_ms) {
         post::run(config, target).await?;
     } else {
-        let (phase, waiting) = (lane.phase(), post::waiting(target, config).await?);
+        let (phase, waiting) = (lane.phase(), waiting::steps(target, config).await?.len());
         let behind = lag_ms.map_or(String::new(), |lag| format!(", {:.0} s behind", lag / 1000.0));
         println!(
             "the lane is {phase}{behind}: {waiting} step(s) wait until it is level with the source; run dflux prepare again then"
@@ -80,13 +87,13 @@ async fn first(
     config: &Config,
     (source, target): (&Database, &Database),
     seen: &assess::Seen,
+    selected: &[&Table],
     running: bool,
 ) -> Result<(), Error> {
-    let selected = tables::selected(&seen.tables, &config.migration);
     let folder = dump::programs(seen.source_major).await?;
     println!("reading the schema of the source with {}", folder.join("pg_dump").display());
-    let dump = dump::read(&folder, &config.source.url, &seen.tables, &selected).await?;
-    let plan = schema::plan(source, target, dump, &selected).await?;
+    let dump = dump::read(&folder, &config.source.url, &seen.tables, selected).await?;
+    let plan = schema::plan(source, target, dump, selected).await?;
     let worker = Database::connect("target", &config.target.url).await?;
     let made_schema = !target.has("dflux.lane").await?;
     let recorded = source::record(config, (source, target)).await?;
@@ -104,7 +111,8 @@ async fn first(
             if let Some(changed) = changed {
                 source::say(config, &changed);
             }
-            Ok(())
+            // Before the lane's birth the backfill reads them all.
+            if running { source::say_filled(source, &counted.joined).await } else { Ok(()) }
         }
         Err(error) => {
             // Leaves no half: the first error is what counts.

@@ -1,85 +1,87 @@
 //! Post-data after the catch-up: indexes built concurrently, foreign keys validated, triggers, views, one after the other beside
-//! the running lane.
+//! the running lane, as far as nothing that they need is missing.
 //!
 //! A step and its `done_at` are one transaction, except for what PostgreSQL runs in none: an index that was left invalid by
 //! a crash is dropped and built again, one that is there is taken as done.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use service::Config;
 
-use super::steps::runs_alone;
+use super::steps::{Kind, runs_alone};
+use super::waiting::{self, Obstacle, Rights, Verdict, Waiting};
 use crate::{Database, Error};
 
-#[derive(Debug)]
-struct Waiting {
-    id: i64,
-    schema: String,
-    table: String,
-    name: String,
-    statement: String,
-}
-
-const WAITING: &str = "SELECT id, coalesce(schema_name, ''), coalesce(table_name, ''), coalesce(name, ''), statement
-    FROM dflux.schema_step WHERE migration = $1 AND kind = ANY ($2) AND done_at IS NULL ORDER BY id";
-const ALL: [&str; 2] = ["post", "cutover"];
 /// How long a step waits for a lock before it gives the lane way.
 const LOCK_WAIT: &str = "SET lock_timeout = '5s'";
 const LOCK_TRIES: u32 = 12;
 
-/// Number of steps that are not done.
-///
-/// # Errors
-/// `Sql`.
-pub async fn waiting(target: &Database, config: &Config) -> Result<usize, Error> {
-    Ok(steps(target, config, &ALL).await?.len())
+/// What this run cannot do, with the reason.
+#[derive(Debug, Default)]
+struct Left {
+    tables: Vec<(Waiting, String, Obstacle)>,
+    fires: Vec<Waiting>,
+    hides: Vec<Waiting>,
 }
 
-async fn steps(target: &Database, config: &Config, kinds: &[&str]) -> Result<Vec<Waiting>, Error> {
-    let rows = target.rows("the steps that wait", WAITING, &[&config.migration.name, &kinds]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Waiting {
-                id: target.get(row, 0)?,
-                schema: target.get(row, 1)?,
-                table: target.get(row, 2)?,
-                name: target.get(row, 3)?,
-                statement: target.get(row, 4)?,
-            })
-        })
-        .collect()
+impl Left {
+    fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.fires.is_empty() && self.hides.is_empty()
+    }
 }
 
-/// Runs what is left. Steps of one object stop at its first error; the others go on.
+/// Runs what can be run. Steps of one object stop at its first error; the others go on. Says what is left, and why.
 ///
 /// # Errors
 /// `Steps` when any failed; each has said why and stands with its error in `dflux.schema_step`.
 pub async fn run(config: &Config, target: &Database) -> Result<(), Error> {
-    let granted = target.may_replicate().await?;
-    let steps = steps(target, config, if granted { &ALL } else { &ALL[..1] }).await?;
-    if granted {
+    let rights = Rights { replicate: target.may_replicate().await? };
+    let steps = waiting::steps(target, config).await?;
+    let obstacles = waiting::obstacles(target, config, &steps).await?;
+    let (mut ready, mut left) = (Vec::new(), Left::default());
+    for step in steps {
+        match waiting::judge(&step, rights, &obstacles) {
+            Verdict::Run => ready.push(step),
+            Verdict::Table(table, obstacle) => left.tables.push((step, table, obstacle)),
+            Verdict::Fires => left.fires.push(step),
+            Verdict::Hides => left.hides.push(step),
+        }
+    }
+    if rights.replicate && ready.iter().any(|step| step.kind == Kind::Cutover.name()) {
         renew_sessions(config, target).await?;
-    } else {
-        say_held_back(config, target).await?;
     }
+    say_left(target, &left).await?;
+    let failed = build(target, &ready).await?;
+    if failed > 0 {
+        return Err(Error::Steps { failed, total: ready.len() });
+    }
+    match (ready.len(), left.is_empty()) {
+        (0, true) => println!("prepared: every step is done"),
+        (0, false) => println!("prepared: every other step is done"),
+        (done, true) => println!("prepared: {done} step(s) done, none is left"),
+        (done, false) => println!("prepared: {done} step(s) done, the others wait"),
+    }
+    Ok(())
+}
+
+/// Returns how many failed.
+async fn build(target: &Database, steps: &[Waiting]) -> Result<usize, Error> {
     if steps.is_empty() {
-        println!("prepared: every {} is done", if granted { "step" } else { "other step" });
-        return Ok(());
+        return Ok(0);
     }
-    let total = steps.len();
-    let bar = ProgressBar::new(total as u64);
+    let bar = ProgressBar::new(steps.len() as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}") {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(500));
     target.batch("its lock timeout", LOCK_WAIT).await?;
-    let mut failed: HashSet<(String, String, String)> = HashSet::new();
+    let mut failed: HashSet<(&str, &str, &str)> = HashSet::new();
     let mut failures = 0;
-    for step in &steps {
-        let object = (step.schema.clone(), step.table.clone(), step.name.clone());
-        let title = format!("{}.{} {}", step.schema, step.table, step.name);
+    for step in steps {
+        let object = (step.schema.as_str(), step.table.as_str(), step.name.as_str());
+        let title = step.title();
         bar.set_message(title.clone());
         if failed.contains(&object) {
             failures += 1;
@@ -100,11 +102,7 @@ pub async fn run(config: &Config, target: &Database) -> Result<(), Error> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    if failures > 0 {
-        return Err(Error::Steps { failed: failures, total });
-    }
-    println!("prepared: {total} step(s) done");
-    Ok(())
+    Ok(failures)
 }
 
 /// The right may be newer than the consumer's sessions, which ask for it when they begin: they end, and it opens others. A
@@ -113,26 +111,37 @@ async fn renew_sessions(config: &Config, target: &Database) -> Result<(), Error>
     let lane = format!("{}/forward", config.migration.name);
     // With a URL that the consumer cannot read there is none.
     let Ok(sessions) = consumer::target::Sessions::new(&config.target.url, &lane) else { return Ok(()) };
-    if steps(target, config, &ALL[1..]).await?.is_empty() {
-        return Ok(());
-    }
     let sql = "SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity a
         JOIN pg_catalog.pg_roles r ON r.oid = a.usesysid WHERE a.application_name = $1
         AND a.datname = pg_catalog.current_database() AND NOT r.rolsuper";
     target.rows("ending the consumer's sessions", sql, &[&sessions.leader_name()]).await.map(|_| ())
 }
 
-/// What is not built, because it would fire on what the lane applies.
-async fn say_held_back(config: &Config, target: &Database) -> Result<(), Error> {
-    let held = steps(target, config, &ALL[1..]).await?;
-    for step in &held {
-        println!("waits  {}.{} {}", step.schema, step.table, step.name);
+/// Each step that is not built, and what would let it be.
+async fn say_left(target: &Database, left: &Left) -> Result<(), Error> {
+    let mut hints: BTreeMap<&str, Obstacle> = BTreeMap::new();
+    for (step, table, obstacle) in &left.tables {
+        println!("waits  {}: {} {}", step.title(), waiting::argument(table), obstacle.text());
+        hints.insert(table, *obstacle);
     }
-    if !held.is_empty() {
+    for (table, obstacle) in hints {
+        println!("hint: {}", obstacle.hint(table));
+    }
+    for step in left.fires.iter().chain(&left.hides) {
+        println!("waits  {}", step.title());
+    }
+    if !left.fires.is_empty() {
         println!(
             "{} step(s) wait for the cutover: triggers, rules and foreign keys would fire on what the lane applies\nhint: {}",
-            held.len(),
+            left.fires.len(),
             target.replicate_hint().await?
+        );
+    }
+    if !left.hides.is_empty() {
+        println!(
+            "{} step(s) wait for the cutover: row security is forced there, and would refuse what the lane applies\nhint: {}",
+            left.hides.len(),
+            target.bypass_hint().await?
         );
     }
     Ok(())

@@ -16,29 +16,24 @@ use crate::{Database, Error};
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     pub pre: Vec<Entry>,
+    /// Keys and indexes, as pg_dump wrote them: a partition that joins a table that is there needs its own before.
+    pub indexes: Vec<Entry>,
     pub steps: Vec<Step>,
     pub left_out: Vec<String>,
 }
 
 /// What was made, and what was there already.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     pub made: usize,
     pub present: usize,
     pub steps: u64,
+    /// Partitions that were made for a partitioned table that was there.
+    pub joined: Vec<TableName>,
 }
 
 /// SQLSTATEs that say that an object is there already: nothing is changed then.
 const PRESENT: [&str; 5] = ["42P06", "42P07", "42710", "42723", "42712"];
-
-/// # Errors
-/// `Sql`.
-pub async fn lacks_a_table(target: &Database, selected: &[&Table]) -> Result<bool, Error> {
-    let names: Vec<String> = selected.iter().map(|table| table.name.quoted()).collect();
-    let sql = "SELECT EXISTS (SELECT FROM unnest($1::text[]) AS name WHERE to_regclass(name) IS NULL)";
-    let row = target.row("its tables", sql, &[&names]).await?;
-    target.get(&row, 0)
-}
 
 /// # Errors
 /// `Sql`.
@@ -57,7 +52,9 @@ pub async fn plan(source: &Database, target: &Database, dump: Dump, selected: &[
         selection.kept.into_iter().partition(|entry| before_data.contains(&entry.id));
     let catalog = catalog(source).await?;
     let steps = steps::split(&post, &pre, &catalog);
-    Ok(Plan { pre, steps, left_out: selection.left_out })
+    let of_index = |entry: &Entry| matches!(entry.kind.as_str(), "CONSTRAINT" | "INDEX");
+    let indexes = post.into_iter().filter(of_index).collect();
+    Ok(Plan { pre, indexes, steps, left_out: selection.left_out })
 }
 
 async fn missing_extensions(source: &Database, target: &Database) -> Result<HashSet<String>, Error> {
@@ -72,7 +69,7 @@ async fn missing_extensions(source: &Database, target: &Database) -> Result<Hash
 /// Constraints and indexes by OID. `to_jsonb` asks for a column that only PostgreSQL 18 has.
 async fn catalog(source: &Database) -> Result<Catalog, Error> {
     let sql = "SELECT o.oid, n.nspname::text, c.relname::text, o.conname::text, o.contype::text, o.condeferrable,
-        o.condeferred, c.relkind = 'p', coalesce((pg_catalog.to_jsonb(o)->>'conperiod')::bool, false),
+        o.condeferred, o.convalidated, c.relkind = 'p', coalesce((pg_catalog.to_jsonb(o)->>'conperiod')::bool, false),
         coalesce(i.indisreplident, false),
         CASE WHEN o.contype = 'u' THEN pg_catalog.pg_get_indexdef(o.conindid) ELSE '' END
       FROM pg_catalog.pg_constraint o JOIN pg_catalog.pg_class c ON c.oid = o.conrelid
@@ -87,10 +84,11 @@ async fn catalog(source: &Database) -> Result<Catalog, Error> {
             kind: source.get::<String>(&row, 4)?.chars().next().unwrap_or(' '),
             deferrable: source.get(&row, 5)?,
             deferred: source.get(&row, 6)?,
-            partitioned: source.get(&row, 7)?,
-            period: source.get(&row, 8)?,
-            identity: source.get(&row, 9)?,
-            index_definition: source.get::<Option<String>>(&row, 10)?.unwrap_or_default(),
+            validated: source.get(&row, 7)?,
+            partitioned: source.get(&row, 8)?,
+            period: source.get(&row, 9)?,
+            identity: source.get(&row, 10)?,
+            index_definition: source.get::<Option<String>>(&row, 11)?.unwrap_or_default(),
         };
         catalog.constraints.insert(source.get(&row, 0)?, constraint);
     }
@@ -120,13 +118,19 @@ pub async fn make(config: &Config, worker: &Database, plan: &Plan) -> Result<Cou
     let begin = "BEGIN; SET LOCAL check_function_bodies = false; SET LOCAL xmloption = content;
         SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '10s'";
     worker.batch("beginning", begin).await?;
-    let mut counted = Counted::default();
-    let mut there: HashSet<u32> = HashSet::new();
+    let (mut counted, mut there) = (Counted::default(), There::read(worker, plan).await?);
     for entry in &plan.pre {
-        if one(worker, entry, &there).await? {
+        if let Some(partition) = there.joining(entry) {
+            // Else the server would make them with names of its own, as it attaches it.
+            for index in plan.indexes.iter().filter(|index| index.depends_on.contains(&partition.id)) {
+                one(worker, index).await?;
+            }
+            counted.joined.push(TableName::new(partition.schema.clone(), partition.name.clone()));
+        }
+        if !there.settles(entry) && one(worker, entry).await? {
             counted.made += 1;
         } else {
-            there.insert(entry.id);
+            there.present.insert(entry.id);
             counted.present += 1;
         }
     }
@@ -134,47 +138,95 @@ pub async fn make(config: &Config, worker: &Database, plan: &Plan) -> Result<Cou
     Ok(counted)
 }
 
+/// What the target had before.
+struct There<'a> {
+    tables: HashMap<u32, &'a Entry>,
+    present: HashSet<u32>,
+    /// Every partition of any table.
+    partitions: HashSet<TableName>,
+}
+
+impl<'a> There<'a> {
+    async fn read(worker: &Database, plan: &'a Plan) -> Result<There<'a>, Error> {
+        let sql = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
+            JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relispartition AND c.relkind IN ('r', 'p')";
+        let rows = worker.rows("its partitions", sql, &[]).await?;
+        let name = |row| Ok(TableName::new(worker.get::<String>(row, 0)?, worker.get::<String>(row, 1)?));
+        let tables = plan.pre.iter().filter(|entry| entry.kind == "TABLE").map(|entry| (entry.id, entry));
+        Ok(There {
+            tables: tables.collect(),
+            present: HashSet::new(),
+            partitions: rows.iter().map(name).collect::<Result<_, Error>>()?,
+        })
+    }
+
+    /// A new partition that is to be attached to a table that was there.
+    fn joining(&self, entry: &Entry) -> Option<&'a Entry> {
+        let present = |id: &u32| self.present.contains(id);
+        if entry.kind != "TABLE ATTACH" || !entry.depends_on.iter().any(present) {
+            return None;
+        }
+        let new = entry.depends_on.iter().filter(|id| !present(id)).filter_map(|id| self.tables.get(id));
+        new.copied().find(|table| (&table.schema, &table.name) == (&entry.schema, &entry.name))
+    }
+
+    /// Whether an entry belongs to a table (or a sequence) that was there: that is left as it is, with its identity, its
+    /// defaults, its place among partitions and its comments.
+    fn settles(&self, entry: &Entry) -> bool {
+        let present = |id: &u32| self.present.contains(id);
+        match entry.kind.as_str() {
+            "TABLE ATTACH" => self.partitions.contains(&TableName::new(entry.schema.clone(), entry.name.clone())),
+            "SEQUENCE" if !entry.sql.starts_with("ALTER TABLE ") => false,
+            "SEQUENCE" | "DEFAULT" => entry.depends_on.iter().any(|id| self.tables.contains_key(id) && present(id)),
+            "SEQUENCE OWNED BY" | "COMMENT" => entry.depends_on.iter().any(present),
+            _ => false,
+        }
+    }
+}
+
 /// True if it was made, false if it was there.
-async fn one(worker: &Database, entry: &Entry, there: &HashSet<u32>) -> Result<bool, Error> {
+async fn one(worker: &Database, entry: &Entry) -> Result<bool, Error> {
     let failed = |source| Error::PreData { object: entry.title(), source };
     worker.client.batch_execute("SAVEPOINT entry").await.map_err(failed)?;
     let Err(error) = worker.client.batch_execute(&entry.sql).await else {
         worker.client.batch_execute("RELEASE entry").await.map_err(failed)?;
         return Ok(true);
     };
-    let code = error.code().map_or("", |code| code.code());
-    // The identity, the partition or the comment of a table that was there: 55000 "is already an identity column",
-    // 42809 "is already a partition".
-    let of_present =
-        matches!(entry.kind.as_str(), "SEQUENCE" | "TABLE ATTACH" | "SEQUENCE OWNED BY" | "DEFAULT" | "COMMENT")
-            && entry.depends_on.iter().any(|id| there.contains(id));
-    if PRESENT.contains(&code) || of_present {
+    if error.code().is_some_and(|code| PRESENT.contains(&code.code())) {
         worker.client.batch_execute("ROLLBACK TO entry; RELEASE entry").await.map_err(failed)?;
         return Ok(false);
     }
     Err(failed(error))
 }
 
-/// Steps that are not written down yet. One whose index or constraint is on the target already counts as done.
+/// Steps that are not written down yet. One whose work is on the target already counts as done.
 async fn write_steps(config: &Config, worker: &Database, steps: &[Step]) -> Result<u64, Error> {
-    let sql = "INSERT INTO dflux.schema_step (migration, kind, schema_name, table_name, name, statement, done_at)
-      SELECT $1::text, $2::text, $3::text, $4::text, $5::text, $6::text, CASE WHEN EXISTS (
-          SELECT FROM pg_catalog.pg_constraint o WHERE o.conrelid = t.oid AND o.conname = $5 AND o.convalidated
-          UNION ALL SELECT FROM pg_catalog.pg_trigger g WHERE g.tgrelid = t.oid AND g.tgname = $5
-          UNION ALL SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-            WHERE i.indrelid = t.oid AND x.relname = $5 AND i.indisvalid) THEN now() END
+    let sql = "INSERT INTO dflux.schema_step (migration, kind, schema_name, table_name, name, statement, needs, done_at)
+      SELECT $1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text[], CASE WHEN CASE $8::text
+          WHEN 'constraint' THEN EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = t.oid AND conname = $5)
+          WHEN 'validated' THEN
+            EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = t.oid AND conname = $5 AND convalidated)
+          WHEN 'trigger' THEN EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = t.oid AND tgname = $5)
+          WHEN 'index' THEN EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+            WHERE i.indrelid = t.oid AND x.relname = $5 AND i.indisvalid)
+          WHEN 'attached' THEN EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+            JOIN pg_catalog.pg_inherits h ON h.inhrelid = x.oid WHERE i.indrelid = t.oid AND x.relname = $5)
+          ELSE false END THEN now() END
       FROM (SELECT CASE WHEN $4::text <> '' THEN to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)) END AS oid) t
       WHERE NOT EXISTS (SELECT FROM dflux.schema_step s WHERE s.migration = $1 AND s.kind = $2 AND s.schema_name = $3
         AND s.table_name = $4 AND s.name = $5 AND s.statement = $6)";
     let mut written = 0;
     for step in steps {
-        let parameters: [crate::database::Parameter<'_>; 6] = [
+        let needs: Vec<String> = step.needs.iter().map(TableName::quoted).collect();
+        let parameters: [crate::database::Parameter<'_>; 8] = [
             &config.migration.name,
             &step.kind.name(),
             &step.table.schema,
             &step.table.name,
             &step.name,
             &step.statement,
+            &needs,
+            &step.yields.name(),
         ];
         let what = format!("writing down step {} of {}", step.name, step.table);
         written += worker.execute(&what, sql, &parameters).await?;

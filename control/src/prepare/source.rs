@@ -1,11 +1,16 @@
 //! What `prepare` changes on the source: replica identities and the publication. The producer's own code makes both; here it
 //! is written down first and undone on failure.
 
+use changelog::TableName;
 use changelog::table::quote_identifier;
 use producer::source::{catalog, publication};
 use service::{Config, Hint};
 
 use crate::{Database, Error};
+
+/// Commands that CREATE TABLE … PARTITION OF counts between the table's columns and its place under its parent; a table that
+/// is attached has more, or another transaction. The same in versions 14 to 18.
+const COMMANDS_OF_A_BIRTH: u32 = 2;
 
 /// What this run wrote down.
 #[derive(Debug, Default)]
@@ -103,6 +108,33 @@ pub fn say(config: &Config, changed: &publication::Prepared) {
     for (table, reason) in &changed.selection.left_out {
         println!("source: {table} is left out: {reason}");
     }
+}
+
+/// Names partitions that may hold rows which they had before they were attached: the stream has none of those. One that was
+/// made in its place has had none; that its catalog rows were written by one statement shows it (their xmin and their cmin).
+///
+/// # Errors
+/// `Sql`.
+pub async fn say_filled(source: &Database, joined: &[TableName]) -> Result<(), Error> {
+    for partition in joined {
+        let sql = format!(
+            "SELECT r.root::text FROM pg_catalog.pg_inherits i
+              JOIN pg_catalog.pg_attribute a ON a.attrelid = i.inhrelid AND a.attnum = -6,
+              LATERAL (SELECT pg_catalog.pg_partition_root(i.inhrelid) AS root) r
+            WHERE i.inhrelid = to_regclass($1::text)
+              AND NOT (i.xmin = a.xmin AND i.cmin::text::bigint - a.cmin::text::bigint = {COMMANDS_OF_A_BIRTH})
+              AND EXISTS (SELECT FROM {})",
+            partition.quoted()
+        );
+        let rows = source.rows("how a partition came to its table", &sql, &[&partition.quoted()]).await?;
+        if let Some(row) = rows.first() {
+            let root: String = source.get(row, 0)?;
+            println!(
+                "source: {partition} was attached to {root}: rows that it had before are not on the target\nhint: dflux resync {root}"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Takes back what this run changed, and forgets it.

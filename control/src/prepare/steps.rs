@@ -41,6 +41,36 @@ pub struct Step {
     pub table: TableName,
     pub name: String,
     pub statement: String,
+    /// Every table that must have its rows and its key before the step is run: its own, one that it refers to, those under a view.
+    pub needs: Vec<TableName>,
+    pub yields: Yields,
+}
+
+/// What is in the target's catalog under the step's table and name once the step is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yields {
+    Index,
+    Constraint,
+    /// A constraint that all rows were checked against.
+    Validated,
+    Trigger,
+    /// An index that belongs to its parent's.
+    Attached,
+    /// Nothing that shows it.
+    Unseen,
+}
+
+impl Yields {
+    pub fn name(self) -> &'static str {
+        match self {
+            Yields::Index => "index",
+            Yields::Constraint => "constraint",
+            Yields::Validated => "validated",
+            Yields::Trigger => "trigger",
+            Yields::Attached => "attached",
+            Yields::Unseen => "",
+        }
+    }
 }
 
 /// A constraint of the source, by OID.
@@ -52,6 +82,7 @@ pub struct Constraint {
     pub kind: char,
     pub deferrable: bool,
     pub deferred: bool,
+    pub validated: bool,
     pub partitioned: bool,
     /// WITHOUT OVERLAPS (18): its index cannot be built apart.
     pub period: bool,
@@ -77,20 +108,17 @@ pub struct Catalog {
     pub indexes: HashMap<u32, Index>,
 }
 
-/// Entries that change or refuse rows while changes are applied. Row security filters them where it is forced on the owner.
+/// Entries that change or refuse rows while changes are applied.
 const FIRES: [&str; 4] = ["TRIGGER", "RULE", "FK CONSTRAINT", "ROW SECURITY"];
 
 /// The steps of all post-data entries in their order; a `key` step never depends on a `post` step, nor these on a `cutover`
 /// step. `pre` are the entries that they may depend on.
 pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
+    let world = World::new(entries, pre, catalog);
     let (mut key_entries, mut cutover_entries) = (HashSet::new(), HashSet::new());
-    let relation = |entry: &&Entry| matches!(entry.kind.as_str(), "TABLE" | "MATERIALIZED VIEW" | "VIEW");
-    let named = |entry: &Entry| (entry.id, TableName::new(entry.schema.clone(), entry.name.clone()));
-    let mut tables: HashMap<u32, TableName> = pre.iter().filter(relation).map(named).collect();
     let mut steps = Vec::new();
     for entry in entries {
-        let constraint = (entry.class == PG_CONSTRAINT).then(|| catalog.constraints.get(&entry.oid)).flatten();
-        let index = (entry.class == PG_CLASS).then(|| catalog.indexes.get(&entry.oid)).flatten();
+        let (constraint, index) = (catalog.constraint(entry), catalog.index(entry));
         let of_key = match (constraint, index) {
             (Some(constraint), _) => constraint.kind == 'p' || constraint.identity,
             (None, Some(index)) => index.identity,
@@ -108,26 +136,95 @@ pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
         } else {
             Kind::Post
         };
-        let table = constraint.map(|c| c.table.clone()).or_else(|| index.map(|i| i.table.clone()));
-        let table = table.or_else(|| entry.depends_on.iter().find_map(|id| tables.get(id).cloned()));
-        let table = table.unwrap_or_else(|| TableName::new(entry.schema.clone(), ""));
-        tables.insert(entry.id, table.clone());
+        let table = world.table(entry);
         let statements = match (constraint, index) {
-            _ if of_key => vec![entry.sql.clone()],
+            (Some(constraint), _) if of_key => vec![(entry.sql.clone(), constraint.yields())],
             (Some(constraint), _) => of_constraint(entry, constraint),
-            (None, Some(index)) => vec![of_index(entry, index)],
-            (None, None) => vec![entry.sql.clone()],
+            (None, Some(_)) if of_key => vec![(entry.sql.clone(), Yields::Index)],
+            (None, Some(index)) => vec![(of_index(entry, index), Yields::Index)],
+            (None, None) => vec![(entry.sql.clone(), of_kind(entry))],
         };
         let name = constraint.map(|c| c.name.clone()).or_else(|| index.map(|i| i.name.clone()));
         let name = name.unwrap_or_else(|| own_name(entry, &table));
-        steps.extend(statements.into_iter().map(|statement| Step {
+        let needs = world.needs(entry);
+        steps.extend(statements.into_iter().map(|(statement, yields)| Step {
             kind,
             table: table.clone(),
             name: name.clone(),
             statement,
+            needs: needs.clone(),
+            yields,
         }));
     }
     steps
+}
+
+impl Catalog {
+    fn constraint(&self, entry: &Entry) -> Option<&Constraint> {
+        (entry.class == PG_CONSTRAINT).then(|| self.constraints.get(&entry.oid)).flatten()
+    }
+
+    fn index(&self, entry: &Entry) -> Option<&Index> {
+        (entry.class == PG_CLASS).then(|| self.indexes.get(&entry.oid)).flatten()
+    }
+}
+
+/// What the entries say of each other.
+struct World<'a> {
+    entries: HashMap<u32, &'a Entry>,
+    /// Of each relation, constraint and index: its table. A view stands for itself.
+    tables: HashMap<u32, TableName>,
+}
+
+impl<'a> World<'a> {
+    fn new(entries: &'a [Entry], pre: &'a [Entry], catalog: &Catalog) -> World<'a> {
+        let all = || pre.iter().chain(entries);
+        let table = |entry: &Entry| match entry.kind.as_str() {
+            "TABLE" | "MATERIALIZED VIEW" | "VIEW" => Some(TableName::new(entry.schema.clone(), entry.name.clone())),
+            _ => {
+                let constraint = catalog.constraint(entry).map(|constraint| constraint.table.clone());
+                constraint.or_else(|| catalog.index(entry).map(|index| index.table.clone()))
+            }
+        };
+        let tables = all().filter_map(|entry| Some((entry.id, table(entry)?))).collect();
+        World { entries: all().map(|entry| (entry.id, entry)).collect(), tables }
+    }
+
+    /// The table that an entry belongs to; one without a name where it belongs to none.
+    fn table(&self, entry: &Entry) -> TableName {
+        let own = self.tables.get(&entry.id).cloned();
+        // An index is attached by the partition that has it, and the entry has its name.
+        let joins = |id: &&u32| {
+            entry.kind == "INDEX ATTACH"
+                && self.entries.get(id).is_some_and(|other| own_name(other, &self.table(other)) == entry.name)
+                && self.tables.get(id).is_some_and(|table| table.schema == entry.schema)
+        };
+        let joined = || entry.depends_on.iter().find(joins).and_then(|id| self.tables.get(id).cloned());
+        let first = || entry.depends_on.iter().find_map(|id| self.tables.get(id).cloned());
+        own.or_else(joined).or_else(first).unwrap_or_else(|| TableName::new(entry.schema.clone(), ""))
+    }
+
+    /// The tables that it depends on, however far away.
+    fn needs(&self, entry: &Entry) -> Vec<TableName> {
+        let (mut open, mut seen, mut needs) = (vec![entry.id], HashSet::new(), Vec::new());
+        while let Some(entry) = open.pop().and_then(|id| self.entries.get(&id)) {
+            if entry.kind == "TABLE" {
+                needs.push(TableName::new(entry.schema.clone(), entry.name.clone()));
+            } else {
+                open.extend(entry.depends_on.iter().filter(|id| self.entries.contains_key(id) && seen.insert(**id)));
+            }
+        }
+        needs.sort();
+        needs
+    }
+}
+
+fn of_kind(entry: &Entry) -> Yields {
+    match entry.kind.as_str() {
+        "INDEX ATTACH" => Yields::Attached,
+        "TRIGGER" => Yields::Trigger,
+        _ => Yields::Unseen,
+    }
 }
 
 fn fires(entry: &Entry) -> bool {
@@ -135,20 +232,28 @@ fn fires(entry: &Entry) -> bool {
     FIRES.contains(&entry.kind.as_str()) && !entry.name.ends_with(" _RETURN")
 }
 
-/// pg_dump names a trigger, a rule or a policy `table object`.
+/// pg_dump names a constraint, a trigger, a rule or a policy `table object`.
 fn own_name(entry: &Entry, table: &TableName) -> String {
     let prefix = format!("{} ", table.name);
-    let compound = matches!(entry.kind.as_str(), "TRIGGER" | "RULE" | "POLICY");
+    let compound = matches!(entry.kind.as_str(), "CONSTRAINT" | "TRIGGER" | "RULE" | "POLICY");
     entry.name.strip_prefix(&prefix).filter(|_| compound).unwrap_or(&entry.name).to_owned()
 }
 
-fn of_constraint(entry: &Entry, constraint: &Constraint) -> Vec<String> {
+impl Constraint {
+    fn yields(&self) -> Yields {
+        if self.validated { Yields::Validated } else { Yields::Constraint }
+    }
+}
+
+fn of_constraint(entry: &Entry, constraint: &Constraint) -> Vec<(String, Yields)> {
     let (table, name) = (constraint.table.quoted(), quote_identifier(&constraint.name));
     match constraint.kind {
-        // Without its check of all rows a foreign key is added in a moment; validating it lets writes through.
-        'f' if !constraint.partitioned && !entry.sql.contains(" NOT VALID") => {
+        // Without its check of all rows a foreign key is added in a moment; validating it lets writes through. One that the
+        // source has not checked either (NOT VALID, NOT ENFORCED) stays as it is.
+        'f' if !constraint.partitioned && constraint.validated => {
             let added = entry.sql.trim_end().trim_end_matches(';').to_owned() + " NOT VALID;";
-            vec![added, format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name};")]
+            let validate = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name};");
+            vec![(added, Yields::Constraint), (validate, Yields::Validated)]
         }
         'u' if !constraint.partitioned && !constraint.period && !constraint.index_definition.is_empty() => {
             let deferred = match (constraint.deferrable, constraint.deferred) {
@@ -157,9 +262,10 @@ fn of_constraint(entry: &Entry, constraint: &Constraint) -> Vec<String> {
                 (false, _) => "",
             };
             let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{deferred};");
-            vec![concurrently(&format!("{};", constraint.index_definition)), add]
+            let index = concurrently(&format!("{};", constraint.index_definition));
+            vec![(index, Yields::Index), (add, Yields::Constraint)]
         }
-        _ => vec![entry.sql.clone()],
+        _ => vec![(entry.sql.clone(), constraint.yields())],
     }
 }
 
@@ -179,6 +285,11 @@ fn concurrently(sql: &str) -> String {
         }
     }
     sql.to_owned()
+}
+
+/// Whether it hides rows from the table's owner too, where that is forced.
+pub fn enables_row_security(statement: &str) -> bool {
+    statement.trim_end().ends_with(" ENABLE ROW LEVEL SECURITY;")
 }
 
 /// Whether a statement must run outside of a transaction.
@@ -210,6 +321,7 @@ mod tests {
             kind,
             deferrable: false,
             deferred: false,
+            validated: true,
             partitioned: false,
             period: false,
             identity: false,
@@ -287,7 +399,7 @@ mod tests {
         let catalog = Catalog {
             constraints: HashMap::from([
                 (101, Constraint { partitioned: true, ..constraint("u", 'u') }),
-                (102, constraint("f", 'f')),
+                (102, Constraint { validated: false, ..constraint("f", 'f') }),
             ]),
             indexes: HashMap::from([(103, index("i", true, false)), (104, index("i", false, false))]),
         };
@@ -333,5 +445,56 @@ mod tests {
         let catalog = Catalog { indexes: HashMap::from([(101, index("a", false, true))]), ..Catalog::default() };
         let steps = split(&[entry(1, PG_CLASS, "INDEX", &[], sql)], &[], &catalog);
         assert_eq!((steps[0].kind, steps[0].statement.as_str()), (Kind::Key, sql));
+    }
+
+    #[test]
+    fn a_step_needs_its_own_table_and_every_one_that_it_reaches_and_belongs_to_whom_it_changes() {
+        let relation = |id, kind: &str, name: &str, depends_on: &[u32]| Entry {
+            name: name.into(),
+            ..entry(id, PG_CLASS, kind, depends_on, "")
+        };
+        let pre = [
+            relation(1, "TABLE", "t", &[]),
+            relation(2, "TABLE", "u", &[]),
+            relation(3, "TABLE", "part", &[1]),
+            relation(4, "VIEW", "v", &[]),
+            relation(5, "MATERIALIZED VIEW", "m", &[2]),
+        ];
+        let named = |name: &str, entry: Entry| Entry { name: name.into(), ..entry };
+        let post = [
+            named("u u_pkey", entry(10, PG_CONSTRAINT, "CONSTRAINT", &[2], "…")),
+            entry(11, PG_CONSTRAINT, "FK CONSTRAINT", &[1, 10], "ALTER TABLE ONLY public.t …;"),
+            named("v _RETURN", entry(12, 2618, "RULE", &[10, 4], "CREATE OR REPLACE VIEW v …;")),
+            named("m", entry(13, 0, "MATERIALIZED VIEW DATA", &[5], "REFRESH MATERIALIZED VIEW m;")),
+            entry(14, PG_CLASS, "INDEX", &[1], "CREATE INDEX i ON ONLY public.t …;"),
+            named("part_i", entry(15, PG_CLASS, "INDEX", &[14, 3], "CREATE INDEX part_i ON public.part …;")),
+            named("part_i", entry(16, 0, "INDEX ATTACH", &[14, 15, 3, 1], "ALTER INDEX i ATTACH PARTITION part_i;")),
+        ];
+        let of_part = Index { table: TableName::new("public", "part"), ..index("part_i", false, false) };
+        let catalog = Catalog {
+            constraints: HashMap::from([
+                (110, Constraint { table: TableName::new("public", "u"), ..constraint("u_pkey", 'p') }),
+                (111, Constraint { validated: false, ..constraint("f", 'f') }),
+            ]),
+            indexes: HashMap::from([(114, index("i", true, false)), (115, of_part)]),
+        };
+        let steps = split(&post, &pre, &catalog);
+        let short = |step: &Step| {
+            let needs: Vec<&str> = step.needs.iter().map(|table| table.name.as_str()).collect();
+            (step.table.name.clone(), needs.join(" "), step.yields)
+        };
+        let found: Vec<(String, String, Yields)> = steps.iter().map(short).collect();
+        let wanted = [
+            ("u", "u", Yields::Validated),
+            ("t", "t u", Yields::Constraint),
+            ("u", "u", Yields::Unseen),
+            ("m", "u", Yields::Unseen),
+            ("t", "t", Yields::Index),
+            ("part", "part t", Yields::Index),
+            ("part", "part t", Yields::Attached),
+        ];
+        let wanted: Vec<_> =
+            wanted.iter().map(|(table, needs, yields)| ((*table).into(), (*needs).into(), *yields)).collect();
+        assert_eq!(found, wanted);
     }
 }

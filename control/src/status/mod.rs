@@ -18,7 +18,7 @@ use service::Config;
 use crate::error::Exit;
 use crate::prepare::source::failed;
 use crate::topics::Kafka;
-use crate::{Database, Error};
+use crate::{Database, Error, tables};
 use lane::{Lane, Slot};
 use progress::{Backfill, Loaded};
 
@@ -33,6 +33,10 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Tables that the patterns select and the publication lacks: created later, or partitions of a table without a key.
     pub unpublished: Vec<String>,
+    /// Partitions of published tables that the target has no place for: the lane stops at their first row.
+    pub missing_partitions: Vec<String>,
+    /// Partitions of the target that the source dropped or detached: their rows stay.
+    pub left_over_partitions: Vec<String>,
     /// Parts that did not answer.
     pub unreachable: Vec<String>,
 }
@@ -102,13 +106,21 @@ pub(crate) struct Reader<'a> {
     config: &'a Config,
     source: Option<Database>,
     target: Option<Database>,
-    /// When the catalog was asked, and what it said.
-    unpublished: Option<(Instant, Vec<String>)>,
+    /// When the catalogs were asked, and what they said.
+    differences: Option<(Instant, Differences)>,
+}
+
+/// What the two catalogs and the publication say of tables that came or went since the migration began.
+#[derive(Clone, Debug, Default)]
+struct Differences {
+    unpublished: Vec<String>,
+    missing: Vec<String>,
+    left_over: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(config: &'a Config) -> Reader<'a> {
-        Reader { config, source: None, target: None, unpublished: None }
+        Reader { config, source: None, target: None, differences: None }
     }
 
     pub(crate) async fn read(&mut self) -> Result<Status, Error> {
@@ -134,14 +146,14 @@ impl<'a> Reader<'a> {
                 None
             }
         };
-        let unpublished = match self.read_unpublished().await {
-            Ok(unpublished) => unpublished,
+        let differences = match self.read_differences(prepared).await {
+            Ok(differences) => differences,
             Err(error) => {
-                // A source that does not answer is named already.
-                if source.is_some() {
+                // A database that does not answer is named already.
+                if source.is_some() && target.is_some() {
                     note(&mut unreachable, &error);
                 }
-                Vec::new()
+                Differences::default()
             }
         };
         let ledger = Topics::new(&self.config.migration.name, Direction::Forward).ledger();
@@ -166,7 +178,16 @@ impl<'a> Reader<'a> {
         } else {
             Vec::new()
         };
-        Ok(Status { migration: self.config.migration.name.clone(), phase, lanes, unpublished, unreachable })
+        let Differences { unpublished, missing, left_over } = differences;
+        Ok(Status {
+            migration: self.config.migration.name.clone(),
+            phase,
+            lanes,
+            unpublished,
+            missing_partitions: missing,
+            left_over_partitions: left_over,
+            unreachable,
+        })
     }
 
     async fn read_target(&mut self) -> Result<(bool, Option<Lane>, BTreeMap<TableName, Vec<Loaded>>), Error> {
@@ -177,14 +198,25 @@ impl<'a> Reader<'a> {
         Ok((prepared, lane, loaded))
     }
 
-    /// Looks into the catalog every few looks of `--watch`.
-    async fn read_unpublished(&mut self) -> Result<Vec<String>, Error> {
-        if let Some((_, held)) = self.unpublished.as_ref().filter(|(asked, _)| asked.elapsed() < CATALOG_EVERY) {
+    /// Looks into the catalogs every few looks of `--watch`.
+    async fn read_differences(&mut self, prepared: bool) -> Result<Differences, Error> {
+        if let Some((_, held)) = self.differences.as_ref().filter(|(asked, _)| asked.elapsed() < CATALOG_EVERY) {
             return Ok(held.clone());
         }
         let source = connected(&mut self.source, "source", &self.config.source.url).await?;
-        let found = unpublished(source, self.config).await?;
-        self.unpublished = Some((Instant::now(), found.clone()));
+        let mut found = Differences { unpublished: unpublished(source, self.config).await?, ..Differences::default() };
+        if prepared {
+            let target = connected(&mut self.target, "target", &self.config.target.url).await?;
+            let all = tables::read(source).await?;
+            let selected = tables::selected(&all, &self.config.migration);
+            let compared = tables::compare(&selected, &tables::held(target, &selected).await?);
+            // A table of its own is not published before it is made.
+            let parts = compared.missing.iter().filter(|table| table.parent.is_some());
+            let names = parts.map(|table| table.name.to_string());
+            found.missing = names.filter(|name| !found.unpublished.contains(name)).collect();
+            found.left_over = compared.left_over.iter().map(|(_, part)| part.to_string()).collect();
+        }
+        self.differences = Some((Instant::now(), found.clone()));
         Ok(found)
     }
 
@@ -195,7 +227,10 @@ impl<'a> Reader<'a> {
 }
 
 /// By the producer's rule; none before there is a publication.
-async fn unpublished(source: &Database, config: &Config) -> Result<Vec<String>, Error> {
+///
+/// # Errors
+/// `Sql`, `Source`.
+pub(crate) async fn unpublished(source: &Database, config: &Config) -> Result<Vec<String>, Error> {
     let migration = &config.migration;
     let published = publication::published(&source.client, &migration.publication).await.map_err(failed)?;
     let Some(published) = published else { return Ok(Vec::new()) };
@@ -284,6 +319,23 @@ pub(crate) async fn loaded(target: &Database, migration: &str) -> Result<BTreeMa
     Ok(loaded)
 }
 
+/// What came or went since the migration began, each with the command that brings both sides together.
+fn differences(status: &Status) -> Vec<(String, String)> {
+    let unpublished = status.unpublished.iter().map(|table| {
+        (format!("not published, so not migrated: {table}"), format!("dflux prepare, then dflux resync {table}"))
+    });
+    let missing = status.missing_partitions.iter().map(|partition| {
+        (format!("the target lacks partition {partition}: the lane stops at its first row"), "dflux prepare".into())
+    });
+    let left_over = status.left_over_partitions.iter().map(|partition| {
+        (
+            format!("the source has dropped or detached partition {partition}, and the target holds its rows"),
+            format!("DROP TABLE {partition} on the target, or ALTER TABLE … DETACH PARTITION {partition}"),
+        )
+    });
+    unpublished.chain(missing).chain(left_over).collect()
+}
+
 /// The answer for people.
 pub(crate) fn text(status: &Status) -> String {
     use std::fmt::Write as _;
@@ -348,9 +400,8 @@ pub(crate) fn text(status: &Status) -> String {
             }
         }
     }
-    for table in &status.unpublished {
-        let _ = writeln!(out, "not published, so not migrated: {table}");
-        let _ = writeln!(out, "  hint: dflux prepare, then dflux resync {table}");
+    for (what, hint) in differences(status) {
+        let _ = writeln!(out, "{what}\n  hint: {hint}");
     }
     for part in &status.unreachable {
         let _ = writeln!(out, "no answer: {part}");

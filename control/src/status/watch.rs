@@ -113,11 +113,8 @@ impl Screen {
                 footer.extend(lane.hint.iter().map(|hint| format!("hint: {hint}")));
             }
         }
-        footer.extend(
-            status.unpublished.iter().map(|table| {
-                format!("not published, so not migrated: {table}; dflux prepare, then dflux resync {table}")
-            }),
-        );
+        let differences = super::differences(status);
+        footer.extend(differences.into_iter().map(|(what, hint)| format!("{what}; hint: {hint}")));
         footer.extend(status.unreachable.iter().map(|part| format!("no answer: {part}")));
         self.footer.set_message(footer.join("\n"));
     }

@@ -80,11 +80,17 @@ impl Table {
         }
     }
 
-    /// Whether PostgreSQL would refuse its UPDATEs and DELETEs whatever its publication says: REPLICA IDENTITY FULL wants
-    /// every column published, and a virtual one cannot be.
-    fn unpublishable(&self) -> bool {
-        let full = self.identity == Identity::Full || self.needs_full_identity();
-        full && self.columns.iter().any(|column| column.generated == Generated::Virtual)
+    /// The same for a leaf whose changes are published as its root's: a before image by another key than the root's would
+    /// have nulls where the root's key is looked for.
+    fn needs_full_identity_under(&self, root: &Table) -> bool {
+        let same = || self.key.len() == root.key.len() && self.key.iter().all(|name| root.key.contains(name));
+        self.needs_full_identity() || (self.identity != Identity::Full && !same())
+    }
+
+    /// Whether PostgreSQL would refuse its UPDATEs and DELETEs under REPLICA IDENTITY FULL, which wants every column
+    /// published: a virtual one cannot be.
+    fn computes_virtually(&self) -> bool {
+        self.columns.iter().any(|column| column.generated == Generated::Virtual)
     }
 
     /// As its events describe it when its definition is the catalog's.
@@ -109,7 +115,8 @@ impl Table {
 /// What the patterns come to.
 #[derive(Debug, Default)]
 pub struct Selection {
-    /// Tables that are published by name: ordinary tables, partitioned tables with a key, and the leaves of those without.
+    /// Tables that are published by name: ordinary tables, partitioned tables with a primary key, and the leaves of those
+    /// without.
     pub published: Vec<Arc<Table>>,
     /// Every table that must get REPLICA IDENTITY FULL first: of `published`, and leaves of published partitioned tables.
     pub need_full: Vec<Arc<Table>>,
@@ -151,8 +158,9 @@ pub fn select(all: &[Arc<Table>], migration: &Migration) -> Selection {
                 }
                 let leaves: Vec<&Arc<Table>> =
                     leaves.into_iter().filter(|leaf| leaf.kind == TableKind::Ordinary).collect();
-                if table.key.is_empty() {
-                    // A leaf added later to a published root would have no identity: its UPDATEs would be refused.
+                if table.key.is_empty() || table.identity == Identity::Index {
+                    // A leaf added later to a published root would have no identity: its UPDATEs would be refused. Of a root's
+                    // keys only the primary key is every leaf's identity too.
                     leaves.into_iter().for_each(|leaf| selection.take(leaf));
                 } else {
                     selection.take_root(table, leaves);
@@ -182,22 +190,25 @@ impl Selection {
         if !table.logged {
             return self.leave_out(table, "it is unlogged: its changes are not in the WAL");
         }
-        if table.unpublishable() {
+        let needs_full = table.needs_full_identity();
+        if (needs_full || table.identity == Identity::Full) && table.computes_virtually() {
             return self.leave_out(table, VIRTUAL);
         }
-        if table.needs_full_identity() {
+        if needs_full {
             self.need_full.push(table.clone());
         }
         self.published.push(table.clone());
     }
 
     fn take_root(&mut self, root: &Arc<Table>, leaves: Vec<&Arc<Table>>) {
-        if leaves.iter().any(|leaf| leaf.unpublishable()) {
+        let weak = || leaves.iter().filter(|leaf| leaf.needs_full_identity_under(root)).map(|leaf| (*leaf).clone());
+        let mut full =
+            weak().chain(leaves.iter().filter(|leaf| leaf.identity == Identity::Full).map(|leaf| (*leaf).clone()));
+        if full.any(|leaf| leaf.computes_virtually()) {
             // A published root publishes all of its leaves.
             return self.leave_out(root, VIRTUAL_LEAF);
         }
-        let weak = leaves.iter().filter(|leaf| leaf.needs_full_identity()).map(|leaf| (*leaf).clone());
-        self.need_full.extend(weak);
+        self.need_full.extend(weak());
         if root.identity == Identity::Nothing {
             // The root stores no row, but its own identity is what the stream describes.
             self.need_full.push(root.clone());
@@ -455,6 +466,28 @@ mod tests {
         assert_eq!(selection.leaves[&1], [2, 3]);
         assert_eq!(selection.published[1].estimated_rows, 20);
         assert_eq!(selection.left_out.len(), 1);
+    }
+
+    #[test]
+    fn only_a_primary_key_is_every_leafs_identity_present_and_future() {
+        let index = [
+            made(1, "root", TableKind::Partitioned, Identity::Index, &["code"], None),
+            made(2, "leaf", TableKind::Ordinary, Identity::Default, &["id"], Some(1)),
+        ];
+        assert_eq!(names(&select(&index, &Migration::default()).published), ["leaf"]);
+        // A leaf that identifies its rows by something else would send before images without the root's key.
+        for (identity, key, full) in [
+            (Identity::Default, &["b", "a"][..], false),
+            (Identity::Index, &["a", "b"], false),
+            (Identity::Index, &["code"], true),
+            (Identity::Full, &["a", "b"], false),
+        ] {
+            let root = made(1, "root", TableKind::Partitioned, Identity::Default, &["a", "b"], None);
+            let leaf = made(2, "leaf", TableKind::Ordinary, identity, key, Some(1));
+            let selection = select(&[root, leaf], &Migration::default());
+            assert_eq!(names(&selection.published), ["root"]);
+            assert_eq!(names(&selection.need_full), if full { vec!["leaf"] } else { vec![] }, "{identity:?} {key:?}");
+        }
     }
 
     #[test]

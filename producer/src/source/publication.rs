@@ -78,20 +78,33 @@ pub async fn published(client: &Client, publication: &str) -> Result<Option<Vec<
     const DOING: &str = "read the publication";
     let name = quote_literal(publication);
     let sql = format!(
-        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot \
-         FROM pg_catalog.pg_publication WHERE pubname = {name}"
+        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, \
+         coalesce(pg_catalog.to_jsonb(p) ->> 'pubgencols', 's') FROM pg_catalog.pg_publication p WHERE pubname = {name}"
     );
     let found = rows(client, DOING, &sql).await?;
     let Some(row) = found.first() else { return Ok(None) };
-    let altered = |what: &str| Error::PublicationAltered { publication: publication.to_owned(), what: what.to_owned() };
+    let altered = |what: &str, setting| Error::PublicationAltered {
+        publication: publication.to_owned(),
+        what: what.to_owned(),
+        setting,
+    };
     if field::<String>(row, 0, DOING)? == "t" {
-        return Err(altered("it is FOR ALL TABLES: writes to a table created later without a key would fail"));
+        return Err(altered("it is FOR ALL TABLES: writes to a table created later without a key would fail", None));
     }
     if field::<String>(row, 1, DOING)? != "t" {
-        return Err(altered("it does not publish all of insert, update, delete and truncate"));
+        let setting = Some("publish = 'insert, update, delete, truncate'");
+        return Err(altered("it does not publish all of insert, update, delete and truncate", setting));
     }
     if field::<String>(row, 2, DOING)? != "t" {
-        return Err(altered("publish_via_partition_root is off"));
+        return Err(altered("publish_via_partition_root is off", Some("publish_via_partition_root = true")));
+    }
+    // A setting since version 18: we give a keyless table REPLICA IDENTITY FULL, which its generated columns are part of.
+    if field::<String>(row, 3, DOING)? != "s" {
+        return Err(altered(
+            "publish_generated_columns is not `stored`: UPDATE and DELETE would fail on a table with a stored generated column \
+             and REPLICA IDENTITY FULL",
+            Some("publish_generated_columns = stored"),
+        ));
     }
     // Row filters and column lists came with version 15; to_jsonb asks for them without naming them.
     let sql = format!(
@@ -105,7 +118,7 @@ pub async fn published(client: &Client, publication: &str) -> Result<Option<Vec<
     for row in rows(client, DOING, &sql).await? {
         let table = TableName::new(field::<String>(&row, 0, DOING)?, field::<String>(&row, 1, DOING)?);
         if field::<String>(&row, 2, DOING)? != "t" {
-            return Err(altered(&format!("{table} has a row filter or a column list")));
+            return Err(altered(&format!("{table} has a row filter or a column list"), None));
         }
         tables.push(table);
     }
