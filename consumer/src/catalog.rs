@@ -39,10 +39,10 @@ ORDER BY w.attnum";
 /// # Errors
 /// `TableMissing`, `Target`.
 pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<TargetTable, Error> {
-    let rows = sqlx::query(COLUMNS).bind(&name.schema).bind(&name.name).fetch_all(connection).await;
+    let rows = sqlx::query(COLUMNS).bind(&name.schema).bind(&name.name).fetch_all(&mut *connection).await;
     let rows = rows.map_err(target(format!("the columns of {name}")))?;
     if rows.is_empty() {
-        return Err(Error::TableMissing { table: name.to_string() });
+        return without_columns(connection, name).await;
     }
     let column = |row: &sqlx::postgres::PgRow| -> Result<TargetColumn, sqlx::Error> {
         Ok(TargetColumn {
@@ -63,6 +63,16 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<Ta
         })
     };
     read().map_err(target(format!("the columns of {name}")))
+}
+
+/// A table may have no column at all.
+async fn without_columns(connection: &mut PgConnection, name: &TableName) -> Result<TargetTable, Error> {
+    let sql = "SELECT relkind = 'p', pg_catalog.current_setting('session_replication_role') = 'replica' \
+               FROM pg_catalog.pg_class WHERE oid = pg_catalog.to_regclass($1) AND relkind IN ('r', 'p')";
+    let found = sqlx::query_as::<_, (bool, bool)>(sql).bind(name.quoted()).fetch_optional(connection).await;
+    let found = found.map_err(target(format!("the columns of {name}")))?;
+    let (partitioned, replica_role) = found.ok_or_else(|| Error::TableMissing { table: name.to_string() })?;
+    Ok(TargetTable { columns: Vec::new(), partitioned, replica_role })
 }
 
 /// The schemas that events were met with, each matched with its table in the target.

@@ -14,7 +14,7 @@ use crate::Error;
 use crate::array::{ArrayBuilder, Carrier, RawArray};
 use crate::event::RawEvent;
 use crate::plan::{Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
-use crate::relation::{Relation, TargetColumn};
+use crate::relation::{Relation, TargetColumn, printed};
 
 mod copy;
 mod keyless;
@@ -172,6 +172,8 @@ impl<'r> Parameters<'r> {
         let texts = carrier == Carrier::Text && matches!(target.type_oid, 25 | 1043);
         if texts || carrier.element_oid() == target.type_oid {
             format!("u.c{at}")
+        } else if carrier == Carrier::Text {
+            target.input(&format!("u.c{at}"))
         } else {
             format!("u.c{at}::{}", target.type_name)
         }
@@ -184,12 +186,7 @@ impl<'r> Parameters<'r> {
     /// `t.key = u.c0 AND …` over the first `count` parameters.
     fn matches(&self, count: usize) -> String {
         let condition = |at: usize| {
-            let target = self.target(at);
-            let equals = if target.equals_schema == "pg_catalog" {
-                "=".to_owned()
-            } else {
-                format!("OPERATOR({}.=)", quote_identifier(&target.equals_schema))
-            };
+            let equals = self.target(at).equals();
             format!("t.{} {equals} {}", self.name(at), self.value(at))
         };
         (0..count).map(condition).collect::<Vec<_>>().join(" AND ")
@@ -225,7 +222,7 @@ impl Update<'_> {
         };
         if self.mode == Mode::Tolerant {
             let texts: Vec<String> =
-                (0..self.key_columns).map(|at| format!("t.{}::pg_catalog.text", self.parameters.name(at))).collect();
+                (0..self.key_columns).map(|at| printed(&format!("t.{}", self.parameters.name(at)))).collect();
             let _ = write!(sql, " RETURNING ARRAY[{}]", texts.join(", "));
         }
         Ok(sql)
@@ -372,6 +369,14 @@ fn inserted(
         (0..parameters.columns.len()).map(|at| parameters.name(at)).collect::<Vec<_>>().join(", ")
     };
     let table = relation.name().quoted();
+    if parameters.columns.is_empty() {
+        // Rows of no columns: an array says how many.
+        let mut numbers = ArrayBuilder::new(Carrier::Int8);
+        (0..count).for_each(|number| numbers.push_count(number as i64));
+        statement.arrays = vec![numbers.finish()];
+        statement.sql = format!("INSERT INTO {table} SELECT FROM {}", parameters.source(&["int8[]"]));
+        return Ok(statement);
+    }
     if count >= copy::ROWS_MIN && copy::fits(&parameters) {
         let rows = copy::rows(&parameters, rows)?;
         statement.sql = format!("COPY {table} ({}) FROM STDIN (FORMAT {})", names(&parameters), rows.format());

@@ -4,12 +4,13 @@
 //! was not used, a keyed table without a unique index on its key gets a primary key. Several are built at once; what joins them
 //! comes behind. A table that joins a running lane is built when its own load is done.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use changelog::TableName;
 use changelog::ledger::Plan;
 use changelog::table::quote_identifier;
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use futures_util::future::try_join_all;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
@@ -81,38 +82,48 @@ fn binds(statement: &str) -> bool {
     statement.starts_with("ALTER INDEX ")
 }
 
+/// Several at once, each worker with one session for all that it builds.
 async fn each(sessions: &Sessions, builds: Vec<Build>, workers: usize) -> Result<(), Error> {
-    stream::iter(builds.into_iter().map(|build| one(sessions, build)))
-        .buffer_unordered(workers.max(1))
-        .try_collect::<Vec<()>>()
-        .await
-        .map(|_| ())
+    let workers = workers.clamp(1, builds.len().max(1));
+    let waiting = &Mutex::new(builds.into_iter());
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = |_worker| async move {
+        let mut connection = None;
+        while let Some(build) = next() {
+            let connection = match &mut connection {
+                Some(connection) => connection,
+                none => none.insert(sessions.open(Purpose::Load).await?),
+            };
+            one(connection, build).await?;
+        }
+        Ok(())
+    };
+    try_join_all((0..workers).map(work)).await.map(|_| ())
 }
 
-async fn one(sessions: &Sessions, build: Build) -> Result<(), Error> {
-    let mut connection = sessions.open(Purpose::Load).await?;
+async fn one(connection: &mut PgConnection, build: Build) -> Result<(), Error> {
     let began = Instant::now();
-    run(&mut connection, "BEGIN; SET LOCAL maintenance_work_mem = '128MB'").await.map_err(target("a transaction"))?;
-    match run(&mut connection, &build.statement).await {
+    run(connection, "BEGIN; SET LOCAL maintenance_work_mem = '128MB'").await.map_err(target("a transaction"))?;
+    match run(connection, &build.statement).await {
         Ok(()) => {}
         Err(error) if code(&error).is_some_and(|code| THERE.contains(&code.as_str())) => {
-            run(&mut connection, "ROLLBACK; BEGIN").await.map_err(target("a transaction"))?;
+            run(connection, "ROLLBACK; BEGIN").await.map_err(target("a transaction"))?;
         }
         Err(source) => {
             let text = source.to_string();
-            let _ = run(&mut connection, "ROLLBACK").await;
+            let _ = run(connection, "ROLLBACK").await;
             if let Some(id) = build.step {
                 let sql = "UPDATE dflux.schema_step SET error = $2 WHERE id = $1";
-                let _ = sqlx::query(sql).bind(id).bind(text).execute(&mut connection).await;
+                let _ = sqlx::query(sql).bind(id).bind(text).execute(&mut *connection).await;
             }
             return Err(Error::Index { what: build.what, statement: build.statement, source });
         }
     }
     if let Some(id) = build.step {
         let sql = "UPDATE dflux.schema_step SET done_at = pg_catalog.clock_timestamp(), error = NULL WHERE id = $1";
-        sqlx::query(sql).bind(id).execute(&mut connection).await.map_err(target("dflux.schema_step"))?;
+        sqlx::query(sql).bind(id).execute(&mut *connection).await.map_err(target("dflux.schema_step"))?;
     }
-    run(&mut connection, "COMMIT").await.map_err(target("the commit"))?;
+    run(connection, "COMMIT").await.map_err(target("the commit"))?;
     observe::index_built(&build.what, began.elapsed().as_secs_f64());
     Ok(())
 }

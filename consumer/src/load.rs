@@ -452,8 +452,9 @@ impl Worker {
         let mut connection = self.connection().await?;
         run(&mut connection, &Marking::Message.begin(&self.loading.sessions.lane)).await.map_err(refused)?;
         let columns: Vec<String> = block.columns.iter().map(|name| quote_identifier(name)).collect();
-        let sql =
-            format!("COPY {} ({}) FROM STDIN (FORMAT {})", id.table.quoted(), columns.join(", "), block.format.name());
+        // An empty list is no list, and none means every column that is not computed: of these there are none either.
+        let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+        let sql = format!("COPY {}{list} FROM STDIN (FORMAT {})", id.table.quoted(), block.format.name());
         let mut copy = connection.copy_in_raw(&sql).await.map_err(refused)?;
         let mut bytes = block.rows.len() as u64;
         copy.send(block.rows).await.map_err(refused)?;

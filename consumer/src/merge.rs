@@ -197,6 +197,11 @@ impl<E> Merge<E> {
         open.parts.iter().find(|part| part.left > 0 && part.head.is_none()).map(|part| part.place)
     }
 
+    /// The partitions of the segment that is merged now.
+    pub fn listed(&self) -> impl Iterator<Item = Place> {
+        self.open.iter().flat_map(|open| open.parts.iter().map(|part| part.place))
+    }
+
     /// Takes the next event of the partition that [`Merge::needs`] named. False if it was dropped.
     ///
     /// # Errors

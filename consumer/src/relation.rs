@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use changelog::table::quote_identifier;
 use changelog::{EventDecoder, TableName, TableShape};
 
 use crate::Error;
@@ -21,6 +22,33 @@ pub struct TargetColumn {
     pub identity_always: bool,
     /// Has a default or an identity: a row that does not name it gets a value.
     pub filled: bool,
+}
+
+/// OID of `regclass`.
+const REGCLASS: u32 = 2205;
+
+impl TargetColumn {
+    /// An expression of type text as a value of the column's type, read by its own input function. A cast does that, but for
+    /// regclass, where it takes names alone and not what regclass prints of a table that is gone or of none.
+    pub fn input(&self, text: &str) -> String {
+        if self.type_oid == REGCLASS {
+            return format!("pg_catalog.regclassin(pg_catalog.textout({text}))");
+        }
+        format!("{text}::{}", self.type_name)
+    }
+
+    /// The type's own `=`: the sessions have no search_path.
+    pub fn equals(&self) -> String {
+        if self.equals_schema == "pg_catalog" {
+            return "=".to_owned();
+        }
+        format!("OPERATOR({}.=)", quote_identifier(&self.equals_schema))
+    }
+}
+
+/// An expression as its type's output function prints it. A cast to text prints some types otherwise: boolean, inet, char(n).
+pub fn printed(expression: &str) -> String {
+    format!("pg_catalog.format('%s', {expression})")
 }
 
 /// A table of the target, as its catalog has it.

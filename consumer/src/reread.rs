@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::target;
 use crate::execute::Scope;
-use crate::relation::rows_of;
+use crate::relation::{printed, rows_of};
 use crate::target::{Marking, run};
 use crate::{Error, catalog, observe};
 
@@ -108,12 +108,17 @@ async fn incomplete(
     Ok(tables)
 }
 
-/// Columns of the primary key, else of the replica identity, in index order, with their types.
+/// Columns of the primary key, else of the replica identity, in index order, with their types and the index's own `=`.
 const KEY: &str = "
-SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1)
+SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1),
+  (SELECT 'OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' FROM pg_catalog.pg_amop m
+   JOIN pg_catalog.pg_operator o ON o.oid = m.amopopr JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
+   WHERE m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype AND m.amopstrategy = 3
+   AND m.amoppurpose = 's')
 FROM pg_catalog.pg_index i
 CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
 JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1]
 WHERE i.indrelid = pg_catalog.to_regclass($1) AND k.place <= i.indnkeyatts
   AND i.indexrelid = (SELECT j.indexrelid FROM pg_catalog.pg_index j WHERE j.indrelid = i.indrelid
                       AND (j.indisprimary OR j.indisreplident) ORDER BY j.indisprimary DESC LIMIT 1)
@@ -130,27 +135,36 @@ async fn one_page(
     let kind = client.query_opt(kind, &[&quoted]).await.map_err(source(format!("the kind of {table}")))?;
     let rows_there = rows_of(table, kind.is_some_and(|row| row.get(0)));
     let key = client.query(KEY, &[&quoted]).await.map_err(source(format!("the key of {table}")))?;
-    let key: Vec<(String, String)> = key.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let key: Vec<(String, String, String)> = key.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     let found = catalog::table(connection, table).await?;
     let rows_here = found.rows_of(table);
     let columns: Vec<_> = found.columns.into_iter().filter(|column| !column.generated).collect();
-    let matches: Vec<String> = key
+    let there = key
         .iter()
         .enumerate()
-        .map(|(at, (name, type_name))| format!("t.{} = u.c{at}::{type_name}", quote_identifier(name)))
-        .collect();
+        .map(|(at, (name, type_name, equals))| format!("t.{} {equals} u.c{at}::{type_name}", quote_identifier(name)));
+    let there = there.collect::<Vec<_>>().join(" AND ");
+    let here = key.iter().enumerate().filter_map(|(at, (name, _, _))| {
+        let column = columns.iter().find(|column| column.name == *name)?;
+        let value = column.input(&format!("u.c{at}"));
+        Some(format!("t.{} {} {value}", quote_identifier(name), column.equals()))
+    });
+    let here = here.collect::<Vec<_>>().join(" AND ");
     let wanted: Vec<String> =
         (0..key.len()).map(|at| texts(keys.iter().map(|key| key.get(at).map(String::as_str)))).collect();
     let from = |arrays: &[String]| {
         let names: Vec<String> = (0..arrays.len()).map(|at| format!("c{at}")).collect();
         format!("unnest({}) AS u({})", arrays.join(", "), names.join(", "))
     };
-    let list: Vec<String> =
-        columns.iter().map(|column| format!("t.{}::pg_catalog.text", quote_identifier(&column.name))).collect();
-    let sql =
-        format!("SELECT {} FROM {rows_there} t, {} WHERE {}", list.join(", "), from(&wanted), matches.join(" AND "));
+    let list = columns.iter().map(|column| {
+        let value = format!("t.{}", quote_identifier(&column.name));
+        // `IS NULL` would take a row of nulls for none.
+        format!("CASE pg_catalog.num_nulls({value}) WHEN 0 THEN {} END", printed(&value))
+    });
+    let list = list.collect::<Vec<_>>().join(", ");
+    let sql = format!("SELECT {list} FROM {rows_there} t, {} WHERE {there}", from(&wanted));
     let rows = client.query(&sql, &[]).await.map_err(source(format!("rows of {table}")))?;
-    let delete = format!("DELETE FROM {rows_here} t USING {} WHERE {}", from(&wanted), matches.join(" AND "));
+    let delete = format!("DELETE FROM {rows_here} t USING {} WHERE {here}", from(&wanted));
     run(connection, &delete).await.map_err(target(format!("rows of {table}")))?;
     if rows.is_empty() {
         return Ok(());
@@ -159,7 +173,7 @@ async fn one_page(
         (0..columns.len()).map(|at| texts(rows.iter().map(|row| row.get::<_, Option<&str>>(at)))).collect();
     let names: Vec<String> = columns.iter().map(|column| quote_identifier(&column.name)).collect();
     let values: Vec<String> =
-        columns.iter().enumerate().map(|(at, column)| format!("u.c{at}::{}", column.type_name)).collect();
+        columns.iter().enumerate().map(|(at, column)| column.input(&format!("u.c{at}"))).collect();
     let insert = format!(
         "INSERT INTO {quoted} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
         names.join(", "),

@@ -4,7 +4,7 @@
 //! the hinted offset must have the hinted position, else the topic is not the one that was read before. librdkafka's
 //! defaults hold 64 MB per partition; here a byte budget is divided among the partitions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ use crate::{Error, observe};
 /// A parcel is sent at the latest at this size.
 const PARCEL_BYTES: usize = 512 << 10;
 const PARCEL_ITEMS: usize = 2_000;
+/// How far `-transactions` is read ahead when a new partition is met: records, and the partitions that they list.
+const AHEAD_MAX: usize = 10_000;
 /// How long a poll waits for a record; it is woken at once by one, and looks at the stop sign in between.
 const POLL: Duration = Duration::from_millis(200);
 const ASKED_WITHIN: Duration = Duration::from_secs(10);
@@ -267,6 +269,13 @@ struct Source {
     expected: Option<Hint>,
 }
 
+/// A record of `-transactions`, in its turn or read before it.
+struct ControlRecord {
+    record: LaneRecord,
+    offset: i64,
+    received_at_micros: i64,
+}
+
 struct LaneThread {
     reader: Reader,
     parameters: LaneParameters,
@@ -275,6 +284,8 @@ struct LaneThread {
     stop: Arc<AtomicBool>,
     /// `-transactions`.
     control: Option<Source>,
+    /// Read before their turn, to know which partitions will be wanted.
+    ahead: VecDeque<ControlRecord>,
     /// By the merge's place.
     sources: Vec<Option<Source>>,
     /// How many there are, the control partition among them.
@@ -299,6 +310,9 @@ impl LaneThread {
         drop(probe);
         let partitions = partition_counts.values().sum::<i32>();
         let reader = Reader::new(&parameters.kafka, &parameters.client, parameters.bytes_max, partitions as usize)?;
+        // A client asks for a topic that it has not heard of once a second: with many tables their first events would wait for
+        // that, one after the other.
+        reader.topics_owned(&parameters.topics)?;
         let merge = Merge::new(&parameters.system_identifier, parameters.timeline, parameters.applied);
         Ok(LaneThread {
             reader,
@@ -306,6 +320,7 @@ impl LaneThread {
             sender,
             stop,
             control: None,
+            ahead: VecDeque::new(),
             sources: Vec::new(),
             opened: 0,
             partition_counts,
@@ -320,7 +335,7 @@ impl LaneThread {
 
     fn run(&mut self) -> Result<(), Error> {
         let control = PartitionName { topic: self.parameters.topics.transactions(), partition: 0 };
-        self.control = Some(self.open(control)?);
+        self.control = self.open(vec![control])?.pop();
         self.open_hinted()?;
         while !self.stop.load(Ordering::Relaxed) {
             if let Some(merged) = self.merge.advance() {
@@ -347,75 +362,109 @@ impl LaneThread {
     /// restart the round trips of each. One whose topic is gone is not missed before a manifest names it.
     fn open_hinted(&mut self) -> Result<(), Error> {
         let control = self.parameters.topics.transactions();
-        let mut hinted: Vec<(PartitionName, Hint)> = Vec::new();
+        let mut hinted = Vec::new();
         for ((topic, partition), hint) in &self.parameters.hints {
             let present = self.partition_counts.get(topic).is_some_and(|count| partition < count);
             if present && *topic != control {
-                hinted.push((PartitionName { topic: topic.clone(), partition: *partition }, *hint));
+                hinted.push((PartitionName { topic: topic.clone(), partition: *partition }, Some(*hint)));
             }
         }
-        let wanted = |(name, hint): &(PartitionName, Hint)| (name.topic.clone(), name.partition, hint.offset());
-        let wanted: Vec<(String, i32, Offset)> = hinted.iter().map(wanted).collect();
-        let wanted: Vec<(&str, i32, Offset)> =
-            wanted.iter().map(|(topic, at, from)| (topic.as_str(), *at, *from)).collect();
-        let queues = self.reader.assign_all(&wanted)?;
-        for ((name, hint), queue) in hinted.into_iter().zip(queues) {
-            let place = self.merge.place(&name.topic, name.partition);
-            let source = self.admit(name, queue, Some(hint))?;
-            self.put_source(place, source);
-        }
+        let sources = self.assign(hinted)?;
+        sources.into_iter().for_each(|source| self.put_source(source));
         Ok(())
     }
 
-    fn put_source(&mut self, place: Place, source: Source) {
+    fn put_source(&mut self, source: Source) {
+        let place = self.merge.place(&source.name.topic, source.name.partition);
         if self.sources.len() <= place {
             self.sources.resize_with(place + 1, || None);
         }
         self.sources[place] = Some(source);
     }
 
-    /// Opens the place's partition if this is its first event.
+    /// Opens the place's partition if this is its first event, and with it what else this and the next manifests list: each by
+    /// itself would cost the round trips of a new partition.
     fn prepare(&mut self, place: Place) -> Result<(), Error> {
-        if self.sources.get(place).is_some_and(Option::is_some) {
+        let opened = |sources: &[Option<Source>], place: Place| sources.get(place).is_some_and(Option::is_some);
+        if opened(&self.sources, place) {
             return Ok(());
         }
-        let name = self.merge.name(place).clone();
-        let source = self.open(name)?;
-        self.put_source(place, source);
+        self.look_ahead()?;
+        let mut wanted: Vec<Place> = self.merge.listed().filter(|place| !opened(&self.sources, *place)).collect();
+        let mut seen: HashSet<Place> = wanted.iter().copied().collect();
+        for ControlRecord { record, .. } in &self.ahead {
+            let LaneRecord::Manifest(manifest) = record else { continue };
+            for count in &manifest.partitions {
+                // One that is not there, or not yet, is for its own turn.
+                let present = self.partition_counts.get(&count.topic).is_some_and(|all| count.partition < *all);
+                let next = if present { self.merge.place(&count.topic, count.partition) } else { continue };
+                if !opened(&self.sources, next) && seen.insert(next) {
+                    wanted.push(next);
+                }
+            }
+        }
+        let names = wanted.iter().map(|place| self.merge.name(*place).clone()).collect();
+        let sources = self.open(names)?;
+        sources.into_iter().for_each(|source| self.put_source(source));
         Ok(())
+    }
+
+    /// Reads what is there already of `-transactions`.
+    fn look_ahead(&mut self) -> Result<(), Error> {
+        let weight = |ahead: &ControlRecord| match &ahead.record {
+            LaneRecord::Manifest(manifest) => 1 + manifest.partitions.len(),
+            LaneRecord::Birth(_) | LaneRecord::Marker(_) => 1,
+        };
+        let mut held: usize = self.ahead.iter().map(weight).sum();
+        while held < AHEAD_MAX {
+            let Some(next) = self.control_record(Duration::ZERO)? else { break };
+            held += weight(&next);
+            self.ahead.push_back(next);
+        }
+        Ok(())
+    }
+
+    /// The next record of `-transactions`; `None` if none came.
+    fn control_record(&mut self, wait: Duration) -> Result<Option<ControlRecord>, Error> {
+        let Some(Source { name, queue, expected, .. }) = self.control.as_mut() else { return Ok(None) };
+        while let Some(message) = poll(queue, &name.topic, name.partition, wait)? {
+            let offset = message.offset();
+            let payload = payload(&message, name)?;
+            let record = LaneRecord::decode(payload).map_err(|error| contract(described(name, offset))(error))?;
+            match expected.take() {
+                Some(hint) => check(name, hint, offset, record.position())?,
+                None => return Ok(Some(ControlRecord { record, offset, received_at_micros: now_micros() })),
+            }
+        }
+        Ok(None)
     }
 
     /// Takes one record of a place's partition, or else of the control partition. False if none came.
     fn take(&mut self, place: Option<Place>, wait: Duration) -> Result<bool, Error> {
-        let source = match place {
-            Some(place) => self.sources[place].as_mut(),
-            None => self.control.as_mut(),
-        };
-        let Some(Source { name, queue, index, expected }) = source else { return Ok(false) };
+        let Some(place) = place else { return self.take_control(wait) };
+        let Some(Source { name, queue, index, expected }) = self.sources[place].as_mut() else { return Ok(false) };
         let Some(message) = poll(queue, &name.topic, name.partition, wait)? else { return Ok(false) };
         let offset = message.offset();
-        let Some(payload) = message.payload() else {
-            return Err(Error::EmptyRecord { topic: name.topic.clone(), partition: name.partition, offset });
-        };
-        let what = || format!("partition {} of topic {}, offset {offset}", name.partition, name.topic);
-        if place.is_none() {
-            let record = LaneRecord::decode(payload).map_err(|error| contract(what())(error))?;
-            if let Some(hint) = expected.take() {
-                return check(name, hint, offset, record.position()).map(|()| true);
-            }
-            self.control_offset = offset;
-            self.received_at_micros = now_micros();
-            if !self.merge.control(record)? {
-                observe::dropped();
-            }
-            return Ok(true);
-        }
-        let event = RawEvent::read(&mut self.arena, message.key(), payload, *index, offset)
-            .map_err(|error| contract(what())(error))?;
+        let payload = payload(&message, name)?;
+        let event = RawEvent::read(&mut self.arena, message.key(), payload, *index, offset);
+        let event = event.map_err(|error| contract(described(name, offset))(error))?;
         if let Some(hint) = expected.take() {
             return check(name, hint, offset, Some(event.header.position)).map(|()| true);
         }
         if !self.merge.event(event.header, event)? {
+            observe::dropped();
+        }
+        Ok(true)
+    }
+
+    fn take_control(&mut self, wait: Duration) -> Result<bool, Error> {
+        let next = match self.ahead.pop_front() {
+            Some(next) => Some(next),
+            None => self.control_record(wait)?,
+        };
+        let Some(ControlRecord { record, offset, received_at_micros }) = next else { return Ok(false) };
+        (self.control_offset, self.received_at_micros) = (offset, received_at_micros);
+        if !self.merge.control(record)? {
             observe::dropped();
         }
         Ok(true)
@@ -451,28 +500,39 @@ impl LaneThread {
         Ok(())
     }
 
-    /// Begins a partition where it was left, or at its beginning.
-    fn open(&mut self, name: PartitionName) -> Result<Source, Error> {
-        let count = match self.partition_counts.get(&name.topic) {
-            Some(count) => *count,
-            None => {
-                let count = self.reader.partitions(&name.topic)?;
-                self.partition_counts.insert(name.topic.clone(), count);
-                count
+    /// Begins partitions where they were left, or at their beginning.
+    fn open(&mut self, names: Vec<PartitionName>) -> Result<Vec<Source>, Error> {
+        let mut wanted = Vec::with_capacity(names.len());
+        for name in names {
+            let count = match self.partition_counts.get(&name.topic) {
+                Some(count) => *count,
+                None => {
+                    let count = self.reader.partitions(&name.topic)?;
+                    self.partition_counts.insert(name.topic.clone(), count);
+                    count
+                }
+            };
+            if count == 0 {
+                let what = "there is no such topic".to_owned();
+                return Err(Error::TopicReplaced { topic: name.topic, partition: name.partition, what });
             }
-        };
-        if count == 0 {
-            let what = "there is no such topic".to_owned();
-            return Err(Error::TopicReplaced { topic: name.topic.clone(), partition: name.partition, what });
+            if name.partition >= count {
+                let PartitionName { topic, partition } = name;
+                return Err(Error::PartitionsChanged { topic, expected: count, partition });
+            }
+            let hint = self.parameters.hints.get(&(name.topic.clone(), name.partition)).copied();
+            wanted.push((name, hint));
         }
-        if name.partition >= count {
-            let topic = name.topic.clone();
-            return Err(Error::PartitionsChanged { topic, expected: count, partition: name.partition });
-        }
-        let expected = self.parameters.hints.get(&(name.topic.clone(), name.partition)).copied();
-        let from = expected.map_or(Offset::Beginning, |hint| hint.offset());
-        let queue = self.reader.assign(&name.topic, name.partition, from)?;
-        self.admit(name, queue, expected)
+        self.assign(wanted)
+    }
+
+    fn assign(&mut self, wanted: Vec<(PartitionName, Option<Hint>)>) -> Result<Vec<Source>, Error> {
+        let from = |hint: &Option<Hint>| hint.map_or(Offset::Beginning, Hint::offset);
+        let places: Vec<(&str, i32, Offset)> =
+            wanted.iter().map(|(name, hint)| (name.topic.as_str(), name.partition, from(hint))).collect();
+        let queues = self.reader.assign_all(&places)?;
+        let wanted = wanted.into_iter().zip(queues);
+        wanted.map(|((name, hint), queue)| self.admit(name, queue, hint)).collect()
     }
 
     /// Gives an opened partition its index.
@@ -485,6 +545,18 @@ impl LaneThread {
         self.opened += 1;
         Ok(Source { name, queue, index, expected })
     }
+}
+
+fn payload<'m>(message: &'m BorrowedMessage<'_>, name: &PartitionName) -> Result<&'m [u8], Error> {
+    message.payload().ok_or_else(|| Error::EmptyRecord {
+        topic: name.topic.clone(),
+        partition: name.partition,
+        offset: message.offset(),
+    })
+}
+
+fn described(name: &PartitionName, offset: i64) -> String {
+    format!("partition {} of topic {}, offset {offset}", name.partition, name.topic)
 }
 
 /// Whether the record before the hinted offset is the one that was applied.

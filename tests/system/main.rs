@@ -3,15 +3,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod changes;
 mod consumer;
 mod control;
 mod crash;
 mod fanout;
 mod feed;
+mod moving;
 mod producer;
 mod readers;
 mod refusals;
 mod schema;
 mod smoke;
+mod tables;
+mod types;
 mod validator;
 mod walsender;

@@ -60,7 +60,7 @@ fn a_step_waits_for_the_rows_and_the_key_of_every_table_that_it_needs() {
     let migration = Migration::shared("waits").unwrap();
     let (source, target) = (migration.source().unwrap(), migration.target().unwrap());
     source.run("CREATE TABLE orders (id int PRIMARY KEY, later int); INSERT INTO orders VALUES (1, NULL)").unwrap();
-    let _services = running(&migration);
+    let services = running(&migration);
     let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
     assert_says(&said, &["prepared: every step is done"]);
 
@@ -104,7 +104,8 @@ fn a_step_waits_for_the_rows_and_the_key_of_every_table_that_it_needs() {
     assert_says(&said, &["step(s) done, none is left"]);
     assert_eq!(target.value(DEFINITIONS).unwrap(), source.value(DEFINITIONS).unwrap());
     arrives(&migration, &["orders", "later", "keyless"]);
-    // A table that is read again holds back what refers to it as well.
+    // A table that is read again holds back what refers to it as well. (The consumer would end that at once.)
+    drop(services);
     target.run("UPDATE dflux.table_state SET state = 'rejoining' WHERE table_name = 'later'").unwrap();
     target.run("UPDATE dflux.schema_step SET done_at = NULL WHERE name = 'orders_later'").unwrap();
     let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();

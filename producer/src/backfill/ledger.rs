@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::publish::{Outgoing, TrackedPublisher};
+use crate::publish::{Outgoing, Outstanding, TrackedPublisher};
 
 /// A copy of a table.
 pub type Copy = (TableName, u32);
@@ -68,10 +68,26 @@ impl Ledger {
 /// # Errors
 /// Kafka refused it for good.
 pub async fn write(lane: &Lane, publisher: &TrackedPublisher, record: &LedgerRecord) -> Result<(), Error> {
+    let outstanding = Arc::default();
+    send(lane, publisher, record, &outstanding).await?;
+    publisher.acknowledged(&outstanding).await
+}
+
+/// Appends a record and counts it in `outstanding`.
+///
+/// # Errors
+/// Kafka refused one for good.
+pub async fn send(
+    lane: &Lane,
+    publisher: &TrackedPublisher,
+    record: &LedgerRecord,
+    outstanding: &Arc<Outstanding>,
+) -> Result<(), Error> {
     let (topic, key) = (lane.topics.ledger(), record.key());
     let mut value = Vec::new();
     record.encode(lane.schemas.ledger, &mut value);
-    publisher.send_and_wait(Outgoing { topic: &topic, partition: 0, key: Some(key.as_bytes()), value: &value }).await
+    let record = Outgoing { topic: &topic, partition: 0, key: Some(key.as_bytes()), value: &value };
+    publisher.send(record, outstanding).await
 }
 
 /// Reports requests written from `offset` on. The reading thread ends with the receiver.

@@ -28,7 +28,7 @@ use tokio_postgres::Client;
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::observe;
-use crate::publish::TrackedPublisher;
+use crate::publish::{Outstanding, TrackedPublisher};
 use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
 use crate::source::{self, identity, publication};
 use crate::topics::Wanted;
@@ -63,6 +63,8 @@ struct Backfill {
     /// Types of the target's columns, by table and column; empty if the target does not answer.
     target: HashMap<TableName, HashMap<String, u32>>,
     ledger: Ledger,
+    /// Records of the ledger that need not be waited for one by one.
+    noted: Arc<Outstanding>,
 }
 
 /// Copies what is not copied, then waits for re-syncs, for ever.
@@ -84,6 +86,7 @@ pub async fn run(start: Start) -> Result<(), Error> {
         lane: lane.clone(),
         publisher,
         ledger,
+        noted: Arc::default(),
     };
     if backfill.ledger.completed.is_none() {
         backfill.initial(&selection, consistent_point).await?;
@@ -119,6 +122,13 @@ impl Backfill {
 
     async fn record(&mut self, record: LedgerRecord) -> Result<(), Error> {
         ledger::write(&self.lane, &self.publisher, &record).await?;
+        self.ledger.take(record);
+        Ok(())
+    }
+
+    /// Writes a record that nothing hangs on before the copy ends: the ledger keeps their order.
+    async fn note(&mut self, record: LedgerRecord) -> Result<(), Error> {
+        ledger::send(&self.lane, &self.publisher, &record, &self.noted).await?;
         self.ledger.take(record);
         Ok(())
     }
@@ -164,7 +174,7 @@ impl Backfill {
                 }
                 read = reads.recv() => match read {
                     Some(read) => self.chunk_read(read, &mut remaining).await?,
-                    None if jobs.is_none() => return Ok(()),
+                    None if jobs.is_none() => return self.publisher.acknowledged(&self.noted).await,
                     None => return Err(Error::Task { what: "the backfill's workers ended early".into() }),
                 },
                 permit = reserve(jobs.as_ref()), if jobs.is_some() && !queue.is_empty() => {
@@ -253,7 +263,7 @@ impl Backfill {
         observe::add(observe::BACKFILL_ROWS, chunk.row_count);
         observe::add(observe::BACKFILL_BYTES, chunk.bytes);
         observe::add(observe::BACKFILL_CHUNKS, 1);
-        self.record(LedgerRecord::Chunk(chunk)).await?;
+        self.note(LedgerRecord::Chunk(chunk)).await?;
         if let Some(left) = remaining.get_mut(&copy) {
             *left -= 1;
             if *left == 0 {
@@ -270,15 +280,14 @@ impl Backfill {
         }
         let Some(plan) = self.ledger.plans.get(copy) else { return Ok(()) };
         let chunks = plan.chunks();
-        let of_table =
-            |chunk: &&changelog::ledger::Chunk| chunk.id.table == *table && chunk.id.generation == *generation;
-        let parts = self.ledger.chunks.values().filter(of_table);
+        let ids = (0..chunks).map(|chunk| ChunkId { table: table.clone(), generation: *generation, chunk });
+        let parts = ids.filter_map(|id| self.ledger.chunks.get(&id));
         let (rows, snapshot_lsn) =
             parts.fold((0, Lsn::ZERO), |(rows, lsn), chunk| (rows + chunk.row_count, lsn.max(chunk.snapshot_lsn)));
         tracing::info!(%table, generation, rows, chunks, "table copied");
         let copied =
             TableCopied { table: table.clone(), generation: *generation, chunks, row_count: rows, snapshot_lsn };
-        self.record(LedgerRecord::TableCopied(copied)).await
+        self.note(LedgerRecord::TableCopied(copied)).await
     }
 
     /// One after the other: open ones first, then as they are asked for.
