@@ -27,12 +27,13 @@ fn sources() -> Vec<Source> {
     let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap().flatten() {
-            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            let (path, kind, name) = (entry.path(), entry.file_type().unwrap(), entry.file_name());
+            // In a further work tree `.git` is a file.
+            if LEFT_OUT.iter().any(|left_out| name == *left_out) {
+                continue;
+            }
             if kind.is_dir() {
-                let name = entry.file_name();
-                if !LEFT_OUT.iter().any(|left_out| name == *left_out) {
-                    folders.push(path);
-                }
+                folders.push(path);
             } else if kind.is_file()
                 && entry.metadata().unwrap().len() <= BYTES_MAX
                 && let Ok(text) = std::fs::read_to_string(&path)
