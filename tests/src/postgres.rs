@@ -43,8 +43,9 @@ impl Options {
     pub fn new(name: &str) -> Self {
         let settings = [
             ("wal_level", "logical"),
-            ("max_wal_senders", "30"),
-            ("max_replication_slots", "30"),
+            ("max_wal_senders", "60"),
+            // Each test leaves its slot and its origin on the servers that all share.
+            ("max_replication_slots", "300"),
             ("max_prepared_transactions", "10"),
             ("max_connections", "200"),
             ("fsync", "off"),
