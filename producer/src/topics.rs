@@ -21,7 +21,8 @@ pub const RECORD_BYTES_MAX: usize = 32 << 20;
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 /// Topics described or created by one request.
 const REQUEST_TOPICS: usize = 200;
-const DESCRIBE_ATTEMPTS: u32 = 20;
+/// About a minute: a broker that has just made a thousand topics is slow to know the next one.
+const DESCRIBE_ATTEMPTS: u32 = 120;
 
 /// A topic as it must be.
 #[derive(Clone, Debug, PartialEq, Eq)]
