@@ -310,8 +310,7 @@ impl LaneThread {
         drop(probe);
         let partitions = partition_counts.values().sum::<i32>();
         let reader = Reader::new(&parameters.kafka, &parameters.client, parameters.bytes_max, partitions as usize)?;
-        // A client asks for a topic that it has not heard of once a second: with many tables their first events would wait for
-        // that, one after the other.
+        // A client asks once a second for topics that it has not heard of: the first events of many tables would wait for it.
         reader.topics_owned(&parameters.topics)?;
         let merge = Merge::new(&parameters.system_identifier, parameters.timeline, parameters.applied);
         Ok(LaneThread {

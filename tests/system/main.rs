@@ -16,6 +16,6 @@ mod refusals;
 mod schema;
 mod smoke;
 mod tables;
-mod types;
 mod validator;
+mod values;
 mod walsender;
