@@ -88,8 +88,9 @@ pub async fn run(start: Start) -> Result<(), Error> {
         ledger,
         noted: Arc::default(),
     };
-    if backfill.ledger.completed.is_none() {
-        backfill.initial(&selection, consistent_point).await?;
+    match &backfill.ledger.completed {
+        Some(completed) => tracing::info!(exact_from = %completed.exact_from, "backfill completed by an earlier run"),
+        None => backfill.initial(&selection, consistent_point).await?,
     }
     shared.release().await;
     backfill.resyncs(requests).await
