@@ -88,6 +88,7 @@ impl Broker {
         Ok(broker)
     }
 
+    /// Two threads of a kind: by default eight take turns at each request and halve what two cores can do.
     fn write_properties(&self, controller_port: u16, settings: &[(String, String)]) -> Result<()> {
         let (port, folder) = (self.port, self.folder.display());
         let mut text = format!(
@@ -107,6 +108,8 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
+num.io.threads=2
+num.network.threads=1
 group.initial.rebalance.delay.ms=0
 "
         );
