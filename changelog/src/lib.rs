@@ -35,5 +35,5 @@ pub use error::Error;
 pub use ledger::LedgerRecord;
 pub use lsn::Lsn;
 pub use position::Position;
-pub use table::{Column, Identity, Kind, Op, TableName, TableShape, Value};
+pub use table::{Column, Definition, Identity, Kind, Op, TableName, TableShape, Value};
 pub use topics::{Lane, Topics};

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value as Json, json};
 
-use crate::table::{Column, Identity, Kind, TableName, TableShape};
+use crate::table::{Column, Definition, Identity, Kind, TableName, TableShape};
 use crate::{Error, Op};
 
 /// Field order of the envelope, which the codec relies on.
@@ -136,7 +136,7 @@ fn without_connect(avro: &Json) -> Json {
     }
 }
 
-fn column_field(column: &Column, name: &str, avro: Json) -> Json {
+fn column_field(column: &Column, name: &str, avro: Json) -> Map<String, Json> {
     let mut field = Map::new();
     field.insert("name".into(), json!(name));
     field.insert("type".into(), json!(["null", avro]));
@@ -147,7 +147,34 @@ fn column_field(column: &Column, name: &str, avro: Json) -> Json {
     if let Some(place) = column.key {
         field.insert("pg.key".into(), json!(place));
     }
-    Json::Object(field)
+    field
+}
+
+/// What is known of the column beside its type; properties that say nothing are left out.
+fn add_definition(field: &mut Map<String, Json>, definition: &Definition) {
+    let Definition { attnum, not_null, default, missing, identity, collation } = definition;
+    let properties = [
+        ("pg.attnum", (*attnum != 0).then(|| json!(attnum))),
+        ("pg.not_null", not_null.map(Json::from)),
+        ("pg.default", default.as_deref().map(Json::from)),
+        ("pg.missing", missing.as_deref().map(Json::from)),
+        ("pg.identity", identity.map(|kind| json!(kind))),
+        ("pg.collation", collation.as_deref().map(Json::from)),
+    ];
+    let known = properties.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    field.extend(known);
+}
+
+fn definition(field: &Json) -> Definition {
+    let text = |name: &str| field[name].as_str().map(str::to_owned);
+    Definition {
+        attnum: field["pg.attnum"].as_i64().and_then(|number| i16::try_from(number).ok()).unwrap_or(0),
+        not_null: field["pg.not_null"].as_bool(),
+        default: text("pg.default"),
+        missing: text("pg.missing"),
+        identity: field["pg.identity"].as_str().and_then(|kind| kind.chars().next()),
+        collation: text("pg.collation"),
+    }
 }
 
 fn namespace(table: &TableName) -> String {
@@ -164,8 +191,9 @@ pub fn value_schema(shape: &TableShape) -> String {
             let kind = column.kind();
             let avro = with_connect(column, name, kind, connect_name(column, kind));
             let mut field = column_field(column, name, avro);
-            field["default"] = Json::Null;
-            field
+            field.insert("default".into(), Json::Null);
+            add_definition(&mut field, &column.definition);
+            Json::Object(field)
         })
         .collect();
     let source: Vec<Json> = SOURCE_FIELDS
@@ -218,7 +246,7 @@ pub fn key_schema(shape: &TableShape) -> Option<String> {
             let kind = if kind.typed_in_key() { kind } else { Kind::Text };
             // What is text only here is compared as the column's type, not as what it means.
             let meaning = connect_name(column, kind).filter(|_| kind.typed_in_key());
-            column_field(column, name, with_connect(column, name, kind, meaning))
+            Json::Object(column_field(column, name, with_connect(column, name, kind, meaning)))
         })
         .collect();
     Some(json!({"type": "record", "name": "Key", "namespace": namespace(&shape.table), "fields": fields}).to_string())
@@ -248,6 +276,7 @@ pub fn shape_of(schema: &str, id: u32) -> Result<TableShape, Error> {
             typmod: i32::try_from(number("pg.typmod")?).map_err(|_| foreign("pg.typmod out of range"))?,
             type_name: text(field, "pg.type")?,
             key: field["pg.key"].as_u64().and_then(|place| u16::try_from(place).ok()),
+            definition: definition(field),
         };
         if without_connect(&field["type"][1]) != avro_type(column.kind()) {
             return Err(foreign(&format!("column {} is not carried as this version does", column.name)));

@@ -122,6 +122,25 @@ pub struct Column {
     pub type_name: String,
     /// Place of the column in the table's key (0-based), if it is in it.
     pub key: Option<u16>,
+    pub definition: Definition,
+}
+
+/// What the source's catalog says of a column beside its type. A change of it is carried to the target; values need none of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Definition {
+    /// `pg_attribute.attnum`, which stays when the column is renamed; 0 where the catalog did not know the column any more.
+    pub attnum: i16,
+    /// Known only where the description was taken with the change itself: else a later one might be told too early.
+    pub not_null: Option<bool>,
+    /// The default's expression.
+    pub default: Option<String>,
+    /// What rows hold that were there before the column, as text (`attmissingval`): none where it is null or where the
+    /// table was rewritten.
+    pub missing: Option<String>,
+    /// `pg_attribute.attidentity`: 'a' or 'd'.
+    pub identity: Option<char>,
+    /// Where it is not the type's own; quoted and with its schema.
+    pub collation: Option<String>,
 }
 
 impl Column {

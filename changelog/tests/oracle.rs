@@ -13,8 +13,8 @@ use changelog::control::PartitionCount;
 use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
 use changelog::table::{Column, Identity};
 use changelog::{
-    Birth, Block, Cell, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn, Manifest,
-    Marker, Op, Position, TableName, TableShape, Value, control, ledger, schema, text,
+    Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn,
+    Manifest, Marker, Op, Position, TableName, TableShape, Value, control, ledger, schema, text,
 };
 
 const DECIMAL_10_4: i32 = ((10 << 16) | 4) + 4;
@@ -49,6 +49,18 @@ fn shape() -> TableShape {
             0 => Some(1),
             9 => Some(0),
             _ => None,
+        },
+        definition: match at {
+            0 => Definition { attnum: 1, ..Definition::default() },
+            1 => Definition {
+                attnum: 3,
+                not_null: Some(false),
+                default: Some("'it''s'::text".into()),
+                missing: Some(String::new()),
+                identity: Some('d'),
+                collation: Some("pg_catalog.\"C\"".into()),
+            },
+            _ => Definition::default(),
         },
     });
     TableShape {

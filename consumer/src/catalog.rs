@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use changelog::{EventDecoder, TableName};
+use changelog::{Column, EventDecoder, Position, TableName, TableShape, Topics};
 use service::registry::RegistryClient;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::error::{contract, target};
+use crate::evolve::{Evolution, same};
 use crate::relation::{Relation, TargetColumn, TargetTable};
 use crate::{Error, observe};
 
@@ -17,7 +18,8 @@ use crate::{Error, observe};
 const COLUMNS: &str = "
 WITH RECURSIVE wanted AS (
     SELECT a.attname, a.attnum, a.atttypid, a.attgenerated <> '' AS generated, a.attidentity = 'a' AS always,
-        a.atthasdef OR a.attidentity <> '' AS filled, c.relkind = 'p' AS partitioned
+        a.atthasdef OR a.attidentity <> '' AS filled, c.relkind = 'p' AS partitioned, a.attnotnull AS not_null,
+        pg_catalog.format_type(a.atttypid, a.atttypmod) AS declared
     FROM pg_catalog.pg_attribute a
     JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -30,7 +32,7 @@ WITH RECURSIVE wanted AS (
 SELECT w.attname::text, pg_catalog.format_type(b.oid, -1), b.oid, w.generated,
     coalesce((SELECT n.nspname::text FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace
               WHERE o.oprname = '=' AND o.oprleft = b.oid AND o.oprright = b.oid LIMIT 1), 'pg_catalog'),
-    w.always, w.filled, w.partitioned, pg_catalog.current_setting('session_replication_role') = 'replica'
+    w.always, w.filled, w.partitioned, pg_catalog.current_setting('session_replication_role') = 'replica', w.not_null, w.declared
 FROM wanted w
 JOIN base b ON b.attnum = w.attnum
 JOIN pg_catalog.pg_type t ON t.oid = b.oid AND t.typtype <> 'd'
@@ -53,6 +55,8 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<Ta
             equals_schema: row.try_get(4)?,
             identity_always: row.try_get(5)?,
             filled: row.try_get(6)?,
+            not_null: row.try_get(9)?,
+            declared: row.try_get(10)?,
         })
     };
     let read = || -> Result<TargetTable, sqlx::Error> {
@@ -75,22 +79,59 @@ async fn without_columns(connection: &mut PgConnection, name: &TableName) -> Res
     Ok(TargetTable { columns: Vec::new(), partitioned, replica_role })
 }
 
+/// What makes a table of the target like the events that follow.
+#[derive(Clone, Debug)]
+pub struct Alteration {
+    pub table: TableName,
+    pub position: Position,
+    /// What the table is like then.
+    pub schema_id: u32,
+    pub shape: Arc<TableShape>,
+    pub statements: Vec<String>,
+}
+
+/// What the target's table is like, in the source's terms, and from where on.
+#[derive(Clone, Debug)]
+struct Current {
+    schema_id: u32,
+    since: Position,
+    shape: Arc<TableShape>,
+}
+
+/// What came of a schema that is met for the first time.
+#[derive(Debug)]
+pub enum Met {
+    Relation(Arc<Relation>),
+    /// To be done before, in the transaction of the events; then ask again.
+    Alter(Alteration),
+}
+
 /// The schemas that events were met with, each matched with its table in the target.
 #[derive(Debug)]
 pub struct Relations {
     registry: RegistryClient,
+    lane: String,
+    topics: Topics,
     by_schema: foldhash::HashMap<u32, Arc<Relation>>,
+    /// How many were made.
+    made: usize,
     tables: Vec<TableName>,
+    /// None: copied anew, and not known since; the copy's columns are there.
+    current: HashMap<TableName, Option<Current>>,
     /// By table's place: columns of the target that nothing fills.
     unfilled: HashMap<usize, usize>,
 }
 
 impl Relations {
-    pub fn new(registry_url: &str) -> Relations {
+    pub fn new(registry_url: &str, lane: &str, topics: &Topics) -> Relations {
         Relations {
             registry: RegistryClient::new(registry_url),
+            lane: lane.to_owned(),
+            topics: topics.clone(),
             by_schema: foldhash::HashMap::default(),
+            made: 0,
             tables: Vec::new(),
+            current: HashMap::new(),
             unfilled: HashMap::new(),
         }
     }
@@ -100,19 +141,42 @@ impl Relations {
         self.by_schema.get(&schema_id).cloned()
     }
 
-    /// Matches a schema that is met for the first time with the target's table, before any of its events is applied.
+    /// Matches a schema that is met for the first time, at this position, with the target's table.
     ///
     /// # Errors
-    /// `Service(Registry…)`, `TableMissing`, `ColumnMissing`, `TableUnfit`.
-    pub async fn get(&mut self, connection: &mut PgConnection, schema_id: u32) -> Result<Arc<Relation>, Error> {
+    /// `Service(Registry…)`, `TableMissing`, `ColumnMissing`, `TableUnfit`, `SchemaChange`.
+    pub async fn meet(
+        &mut self,
+        connection: &mut PgConnection,
+        schema_id: u32,
+        position: Position,
+    ) -> Result<Met, Error> {
         if let Some(relation) = self.by_schema.get(&schema_id) {
-            return Ok(relation.clone());
+            return Ok(Met::Relation(relation.clone()));
         }
-        let schema = self.registry.schema(schema_id).await?;
-        let decoder =
-            EventDecoder::new(schema_id, &schema).map_err(contract(format!("schema {schema_id} of the registry")))?;
-        let name = decoder.shape().table.clone();
+        let decoder = self.decoder(schema_id).await?;
+        let shape = decoder.shape().clone();
+        let name = shape.table.clone();
         let target = table(connection, &name).await?;
+        self.read_current(connection, &name).await?;
+        let known = self.current.get(&name);
+        let current = known.and_then(Option::as_ref);
+        let older = current.is_some_and(|current| position < current.since);
+        if !older && current.is_none_or(|current| current.schema_id != schema_id) {
+            let prior = match known {
+                Some(current) => current.as_ref().map(|current| current.shape.clone()),
+                None => self.earlier(&name, schema_id).await?,
+            };
+            let statements = statements(connection, (prior.as_deref(), &shape), &target, position).await?;
+            let alteration = Alteration { table: name.clone(), position, schema_id, shape: shape.clone(), statements };
+            if !alteration.statements.is_empty() {
+                return Ok(Met::Alter(alteration));
+            }
+            set_current(connection, &self.lane, &alteration).await?;
+            self.altered(&alteration);
+        }
+        let now = self.current.get(&name).and_then(Option::as_ref);
+        let now = now.filter(|current| older && current.schema_id != schema_id);
         let place = match self.tables.iter().position(|known| *known == name) {
             Some(place) => place,
             None => {
@@ -120,11 +184,120 @@ impl Relations {
                 self.tables.len() - 1
             }
         };
-        let relation = Arc::new(Relation::new(self.by_schema.len(), place, decoder, &target)?);
+        let relation = Relation::new(self.made, place, decoder, &target, now.map(|now| &*now.shape))?;
+        self.made += 1;
+        let relation = Arc::new(relation);
         let unfilled: Vec<&str> = relation.unfilled().collect();
         self.unfilled.insert(place, unfilled.len());
         observe::unfilled(&relation.name().to_string(), &unfilled, self.unfilled.values().sum());
         self.by_schema.insert(schema_id, relation.clone());
-        Ok(relation)
+        Ok(Met::Relation(relation))
     }
+
+    /// What was matched with the table before it was altered is matched again.
+    pub fn altered(&mut self, alteration: &Alteration) {
+        self.by_schema.retain(|_, relation| *relation.name() != alteration.table);
+        let Alteration { position, schema_id, shape, .. } = alteration;
+        let current = Current { schema_id: *schema_id, since: *position, shape: shape.clone() };
+        self.current.insert(alteration.table.clone(), Some(current));
+    }
+
+    /// Somebody else has applied events of the table.
+    pub fn forget(&mut self, table: &TableName) {
+        self.by_schema.retain(|_, relation| relation.name() != table);
+        self.current.remove(table);
+    }
+
+    /// The table that events of this schema are of.
+    ///
+    /// # Errors
+    /// `Service(Registry…)`, `Contract`.
+    pub async fn table_of(&self, schema_id: u32) -> Result<TableName, Error> {
+        Ok(self.decoder(schema_id).await?.shape().table.clone())
+    }
+
+    async fn decoder(&self, schema_id: u32) -> Result<EventDecoder, Error> {
+        let schema = self.registry.schema(schema_id).await?;
+        EventDecoder::new(schema_id, &schema).map_err(contract(format!("schema {schema_id} of the registry")))
+    }
+
+    /// What the table was like before its first event, if the producer had described it by then.
+    async fn earlier(&self, name: &TableName, schema_id: u32) -> Result<Option<Arc<TableShape>>, Error> {
+        let subject = format!("{}-value", self.topics.table(name));
+        let Some(schema) = self.registry.earlier(&subject, schema_id).await? else { return Ok(None) };
+        let decoder = EventDecoder::new(schema_id, &schema);
+        Ok(decoder.ok().map(|decoder| decoder.shape().clone()).filter(|shape| shape.table == *name))
+    }
+
+    async fn read_current(&mut self, connection: &mut PgConnection, name: &TableName) -> Result<(), Error> {
+        if self.current.contains_key(name) {
+            return Ok(());
+        }
+        let sql = "SELECT schema_id, commit_lsn::text, ordinal, part FROM dflux.table_schema \
+                   WHERE (lane, schema_name, table_name) = ($1, $2, $3)";
+        let query = sqlx::query_as::<_, (Option<i32>, String, i64, i32)>(sql)
+            .bind(&self.lane)
+            .bind(&name.schema)
+            .bind(&name.name);
+        let found = query.fetch_optional(connection).await.map_err(target("dflux.table_schema"))?;
+        let Some((schema_id, commit_lsn, ordinal, part)) = found else { return Ok(()) };
+        let Some(schema_id) = schema_id else {
+            self.current.insert(name.clone(), None);
+            return Ok(());
+        };
+        let since =
+            Position { commit_lsn: commit_lsn.parse().unwrap_or_default(), ordinal: ordinal as u64, part: part as u32 };
+        let shape = self.decoder(schema_id as u32).await?.shape().clone();
+        self.current.insert(name.clone(), Some(Current { schema_id: schema_id as u32, since, shape }));
+        Ok(())
+    }
+}
+
+/// What [`Evolution`] says, with the types of the next columns as the target writes them.
+async fn statements(
+    connection: &mut PgConnection,
+    (prior, next): (Option<&TableShape>, &TableShape),
+    target_table: &TargetTable,
+    position: Position,
+) -> Result<Vec<String>, Error> {
+    let wanted = |column: &&Column| {
+        let old = prior.and_then(|prior| same(prior, column));
+        let there = target_table.columns.iter().any(|target| target.name == column.name);
+        !there || old.is_none_or(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
+    };
+    let wanted: Vec<&Column> = next.columns.iter().filter(wanted).collect();
+    let mut declared = HashMap::new();
+    if !wanted.is_empty() {
+        let sql = "SELECT name, pg_catalog.format_type(pg_catalog.to_regtype(type_name), typmod) \
+                   FROM unnest($1::text[], $2::text[], $3::int4[]) AS wanted (name, type_name, typmod) \
+                   WHERE pg_catalog.to_regtype(type_name) IS NOT NULL";
+        let query = sqlx::query_as::<_, (String, String)>(sql)
+            .bind(wanted.iter().map(|column| column.name.as_str()).collect::<Vec<_>>())
+            .bind(wanted.iter().map(|column| column.type_name.as_str()).collect::<Vec<_>>())
+            .bind(wanted.iter().map(|column| column.typmod).collect::<Vec<_>>());
+        declared.extend(query.fetch_all(connection).await.map_err(target("the types of the columns"))?);
+    }
+    let evolution = Evolution { prior, next, target: target_table, declared: &declared, statement: None };
+    evolution.statements().map_err(|refusal| Error::SchemaChange {
+        table: next.table.clone(),
+        position,
+        what: refusal.what,
+        statement: refusal.statement,
+        copy_again: refusal.copy_again,
+    })
+}
+
+/// Says in the target what its table is like now.
+///
+/// # Errors
+/// `Target`.
+pub async fn set_current(connection: &mut PgConnection, lane: &str, alteration: &Alteration) -> Result<(), Error> {
+    let sql = "INSERT INTO dflux.table_schema (lane, schema_name, table_name, schema_id, commit_lsn, ordinal, part) \
+               VALUES ($1, $2, $3, $4, $5::pg_lsn, $6, $7) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
+               (schema_id, commit_lsn, ordinal, part) = (excluded.schema_id, excluded.commit_lsn, excluded.ordinal, excluded.part)";
+    let Position { commit_lsn, ordinal, part } = alteration.position;
+    let query = sqlx::query(sql).bind(lane).bind(&alteration.table.schema).bind(&alteration.table.name);
+    let query = query.bind(alteration.schema_id as i32).bind(commit_lsn.to_string());
+    let query = query.bind(ordinal as i64).bind(part as i32);
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_schema"))
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use changelog::{Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, TableName, TableShape, schema};
+use changelog::{
+    Cell, Column, Definition, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, TableName, TableShape, schema,
+};
 
 use super::*;
 use crate::event::Arena;
@@ -11,8 +13,14 @@ use crate::relation::{TargetColumn, TargetTable};
 
 /// id, an extension's type, a date, a column that the target computes.
 fn shape() -> TableShape {
-    let column =
-        |name: &str, type_oid, key| Column { name: name.into(), type_oid, typmod: -1, type_name: "x".into(), key };
+    let column = |name: &str, type_oid, key| Column {
+        name: name.into(),
+        type_oid,
+        typmod: -1,
+        type_name: "x".into(),
+        key,
+        definition: Definition::default(),
+    };
     TableShape {
         database: "d".into(),
         table: TableName::new("s", "t\"q"),
@@ -38,8 +46,7 @@ fn relation_in(table: TargetTable, identity: bool) -> Arc<Relation> {
         type_oid,
         equals_schema: schema.into(),
         generated,
-        identity_always: false,
-        filled: false,
+        ..TargetColumn::default()
     };
     let mut columns = vec![
         target("sum", 20, "bigint", "pg_catalog", true),
@@ -52,7 +59,7 @@ fn relation_in(table: TargetTable, identity: bool) -> Arc<Relation> {
         columns.push(target("other", 25, "text", "pg_catalog", false));
     }
     let decoder = EventDecoder::new(1, &schema::value_schema(&shape())).unwrap();
-    Arc::new(Relation::new(0, 0, decoder, &TargetTable { columns, ..table }).unwrap())
+    Arc::new(Relation::new(0, 0, decoder, &TargetTable { columns, ..table }, None).unwrap())
 }
 
 type Texts<'a> = Option<[&'a str; 4]>;
@@ -182,11 +189,11 @@ fn arrays_have_the_servers_binary_form() {
 #[test]
 fn a_missing_column_or_a_computed_key_is_refused_by_name() {
     let decoder = || EventDecoder::new(1, &schema::value_schema(&shape())).unwrap();
-    let error = Relation::new(0, 0, decoder(), &TargetTable::default()).unwrap_err();
+    let error = Relation::new(0, 0, decoder(), &TargetTable::default(), None).unwrap_err();
     assert!(matches!(&error, Error::ColumnMissing { column, .. } if column == "id"), "{error}");
     let mut columns = relation().columns.clone();
     columns[0].generated = true;
-    let error = Relation::new(0, 0, decoder(), &TargetTable { columns, ..TargetTable::default() }).unwrap_err();
+    let error = Relation::new(0, 0, decoder(), &TargetTable { columns, ..TargetTable::default() }, None).unwrap_err();
     assert!(matches!(error, Error::TableUnfit { .. }), "{error}");
 }
 
@@ -212,7 +219,7 @@ fn many_new_rows_are_copied_as_text_where_the_binary_form_is_not_known() {
     columns[0].type_oid = 23;
     let same = relation_in(TargetTable::default(), false);
     let same = Arc::new(
-        Relation::new(0, 0, same.decoder.clone(), &TargetTable { columns, ..TargetTable::default() }).unwrap(),
+        Relation::new(0, 0, same.decoder.clone(), &TargetTable { columns, ..TargetTable::default() }, None).unwrap(),
     );
     let statements = sql_in(&same, &events).unwrap();
     assert_eq!(statements.len(), 1);

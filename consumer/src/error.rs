@@ -1,6 +1,6 @@
 //! What can go wrong in the consumer: each with what the program does about it, and what a person can do.
 
-use changelog::Position;
+use changelog::{Position, TableName};
 use service::Hint;
 
 /// What the program does.
@@ -51,6 +51,8 @@ pub enum Error {
     TableMissing { table: String },
     #[error("table {table} in the target lacks column {column}, which the events have")]
     ColumnMissing { table: String, column: String },
+    #[error("the lane stops before {position}: table {table} in the source {what}")]
+    SchemaChange { table: TableName, position: Position, what: String, statement: String, copy_again: bool },
     #[error("table {table}: the target cannot be written: {what}")]
     TableUnfit { table: String, what: String },
     #[error("table {table} in the target has no partition for a row of {what}")]
@@ -122,6 +124,7 @@ impl Error {
             | Error::EmptyRecord { .. }
             | Error::TableMissing { .. }
             | Error::ColumnMissing { .. }
+            | Error::SchemaChange { .. }
             | Error::TableUnfit { .. }
             | Error::PartitionMissing { .. }
             | Error::Refused { .. }
@@ -178,6 +181,16 @@ impl Hint for Error {
             Error::PartitionMissing { .. } => {
                 "dflux prepare makes the partitions that the source has; then start the consumer again".into()
             }
+            Error::SchemaChange { table, statement, copy_again, .. } => match (statement.as_str(), copy_again) {
+                ("", _) => format!("dflux resync {table}, then start the consumer again: it goes on there"),
+                (_, true) => format!(
+                    "run in the target: {statement}; dflux resync {table}, for the rows that were there; then start the \
+                     consumer again: it goes on there"
+                ),
+                (_, false) => {
+                    format!("run in the target: {statement}; then start the consumer again: it goes on there")
+                }
+            },
             Error::TableUnfit { table, .. } => format!("make {table} in the target as it is in the source"),
             Error::Refused { table, source, .. } => match code(source).as_deref() {
                 Some("23505" | "23P01") => format!(

@@ -276,7 +276,7 @@ impl Life {
             exact_from,
             exact: false,
             rules,
-            relations: Relations::new(&self.config.registry.url),
+            relations: Relations::new(&self.config.registry.url, lane, &self.topics),
             requests,
             queue: std::collections::VecDeque::new(),
             batch: Batch::default(),

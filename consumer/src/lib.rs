@@ -6,7 +6,7 @@
 //!  -snapshot, -ledger ─ load: one chunk = one COPY = one transaction
 //! ```
 //!
-//! Pure modules (no tokio, rdkafka, sqlx or clock): `merge`, `event`, `ledger`, `relation`, `plan`, `array`, `dialect`. Progress is
+//! Pure modules (no tokio, rdkafka, sqlx or clock): `merge`, `event`, `ledger`, `relation`, `evolve`, `plan`, `array`, `dialect`. Progress is
 //! kept only in the target, in the schema `dflux`; a process holds nothing that another could miss.
 
 pub mod array;
@@ -14,6 +14,7 @@ pub mod catalog;
 pub mod dialect;
 pub mod error;
 pub mod event;
+pub mod evolve;
 pub mod execute;
 pub mod follow;
 pub mod index;

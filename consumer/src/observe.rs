@@ -174,6 +174,11 @@ pub fn unfilled(table: &str, columns: &[&str], all: usize) {
     }
 }
 
+/// A table of the target was changed as the source's was.
+pub fn altered(table: &str, position: &changelog::Position, statement: &str) {
+    tracing::info!(table, %position, statement, "table altered as in the source");
+}
+
 pub fn replica_role_not_granted() {
     tracing::warn!(
         "session_replication_role cannot be set by this role: keep user triggers and foreign keys out of the target until the cutover"

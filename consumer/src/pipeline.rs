@@ -7,15 +7,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use changelog::{Lsn, Manifest, Op, TableName};
+use changelog::{Lsn, Manifest, Op, Position, TableName};
 use service::{Shutdown, config};
 use tokio::sync::mpsc;
 
-use crate::catalog::Relations;
+use crate::catalog::{Met, Relations};
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
 use crate::execute::{Applier, Batch, Tail, prepare};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
+use crate::relation::Relation;
 use crate::resync::{self, Request};
 use crate::rule::Rule;
 use crate::target::now_micros;
@@ -194,8 +195,9 @@ impl Pipeline<'_> {
     async fn serve(&mut self, request: Request) -> Result<(), Error> {
         self.drain().await?;
         match request {
-            Request::Suspend { table, generation, done } => {
-                self.applier().await?.suspend(&table, generation).await?;
+            Request::Suspend { table, generation, anew, done } => {
+                self.applier().await?.suspend(&table, generation, anew).await?;
+                self.relations.forget(&table);
                 let rule = self.rules.entry(table).or_default();
                 *rule = Rule { suspended: true, ..Rule::default() };
                 let _ = done.send(());
@@ -207,6 +209,7 @@ impl Pipeline<'_> {
                 // The last stretch, between the position that the table has reached and the lane's: short by then.
                 match tokio::time::timeout(resync::REJOIN_WITHIN, rejoined).await {
                     Ok(Ok(())) => {
+                        self.relations.forget(&table);
                         // The lane may still be below the copy's snapshot: what is in the copy is not applied again.
                         self.rules.insert(table, rule);
                     }
@@ -275,11 +278,11 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    fn tail(&mut self, partition: PartitionIndex, offset: i64, position: changelog::Position) {
+    fn tail(&mut self, partition: PartitionIndex, offset: i64, position: Position) {
         self.batch.tails.insert(partition, Tail { next_offset: offset + 1, position });
     }
 
-    fn mark_control(&mut self, offset: i64, position: changelog::Position) {
+    fn mark_control(&mut self, offset: i64, position: Position) {
         if let Some(control) = self.control {
             self.tail(control, offset, position);
         }
@@ -301,18 +304,22 @@ impl Pipeline<'_> {
     }
 
     async fn event(&mut self, event: RawEvent) -> Result<(), Error> {
+        let commit_lsn = event.header.position.commit_lsn;
+        let left = |rule: &Rule| rule.suspended || commit_lsn < rule.skip_below;
         let relation = match self.relations.known(event.schema_id) {
             Some(relation) => relation,
             None => {
-                self.settle().await?;
-                let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
-                self.relations.get(&mut applier.connection, event.schema_id).await?
+                // An event that is left to others says nothing of the target's table.
+                let table = self.relations.table_of(event.schema_id).await?;
+                if self.rules.get(&table).is_some_and(left) {
+                    return Ok(());
+                }
+                self.meet(event.schema_id, event.header.position).await?
             }
         };
-        let commit_lsn = event.header.position.commit_lsn;
         let mut tolerant = commit_lsn < self.exact_from;
         if let Some(rule) = self.rules.get(relation.name()) {
-            if rule.suspended || commit_lsn < rule.skip_below {
+            if left(rule) {
                 return Ok(());
             }
             tolerant |= commit_lsn < rule.tolerant_below;
@@ -322,6 +329,24 @@ impl Pipeline<'_> {
         self.batch.bytes += event.size();
         self.batch.changes.push(Change { relation, mode, event });
         Ok(())
+    }
+
+    /// A schema that was not met before; if the target's table must be altered for it, then behind all that is pending, and in
+    /// the transaction of the event.
+    async fn meet(&mut self, schema_id: u32, position: Position) -> Result<Arc<Relation>, Error> {
+        loop {
+            self.settle().await?;
+            let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
+            match self.relations.meet(&mut applier.connection, schema_id, position).await? {
+                Met::Relation(relation) => return Ok(relation),
+                Met::Alter(alteration) => {
+                    self.uncommitted = true;
+                    self.flush(false).await?;
+                    self.applier().await?.alter(&alteration).await?;
+                    self.relations.altered(&alteration);
+                }
+            }
+        }
     }
 
     /// Plans the batch while the one before is on its way, then sends it after it.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use changelog::{
-    Cell, Column, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, Position, TableName, TableShape, avro,
-    schema,
+    Cell, Column, Definition, EventDecoder, EventEncoder, Header, Identity, Lane, Lsn, Position, TableName, TableShape,
+    avro, schema,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,7 @@ fn shape(key: bool) -> TableShape {
         typmod: -1,
         type_name: format!("pg_catalog.{type_name}"),
         key,
+        definition: Definition::default(),
     };
     TableShape {
         database: "d".into(),
@@ -42,11 +43,11 @@ fn relation(key: bool) -> Arc<Relation> {
         type_oid,
         equals_schema: "pg_catalog".into(),
         generated: false,
-        identity_always: false,
-        filled: false,
+        ..TargetColumn::default()
     });
     Arc::new(
-        Relation::new(0, 0, decoder, &TargetTable { columns: columns.to_vec(), ..TargetTable::default() }).unwrap(),
+        Relation::new(0, 0, decoder, &TargetTable { columns: columns.to_vec(), ..TargetTable::default() }, None)
+            .unwrap(),
     )
 }
 

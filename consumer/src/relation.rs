@@ -6,9 +6,10 @@ use changelog::table::quote_identifier;
 use changelog::{EventDecoder, TableName, TableShape};
 
 use crate::Error;
+use crate::evolve::same;
 
 /// A column of the target's table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetColumn {
     pub name: String,
     /// The column's type (of a domain: its base type) without a modifier, as SQL names it: a cast to it never truncates.
@@ -22,12 +23,26 @@ pub struct TargetColumn {
     pub identity_always: bool,
     /// Has a default or an identity: a row that does not name it gets a value.
     pub filled: bool,
+    pub not_null: bool,
+    /// The type as it was declared, with its modifier.
+    pub declared: String,
 }
 
 /// OID of `regclass`.
 const REGCLASS: u32 = 2205;
 
 impl TargetColumn {
+    /// Of a column that the source has dropped since the event: nothing is written.
+    fn dropped(name: &str) -> TargetColumn {
+        TargetColumn {
+            name: name.to_owned(),
+            type_name: "pg_catalog.text".into(),
+            equals_schema: "pg_catalog".into(),
+            generated: true,
+            ..TargetColumn::default()
+        }
+    }
+
     /// An expression of type text as a value of the column's type, read by its own input function. A cast does that, but for
     /// regclass, where it takes names alone and not what regclass prints of a table that is gone or of none.
     pub fn input(&self, text: &str) -> String {
@@ -92,14 +107,30 @@ pub struct Relation {
 }
 
 impl Relation {
+    /// `now`: what the target's table is like where that is not what these events say, which are older.
+    ///
     /// # Errors
     /// `ColumnMissing`, `TableUnfit` if a key column is computed by the target.
-    pub fn new(id: usize, table: usize, decoder: EventDecoder, target: &TargetTable) -> Result<Relation, Error> {
+    pub fn new(
+        id: usize,
+        table: usize,
+        decoder: EventDecoder,
+        target: &TargetTable,
+        now: Option<&TableShape>,
+    ) -> Result<Relation, Error> {
         let shape = decoder.shape().clone();
         let name = shape.table.to_string();
         let mut columns = Vec::with_capacity(shape.columns.len());
         for column in &shape.columns {
-            let found = target.columns.iter().find(|candidate| candidate.name == column.name);
+            let called = match now.map(|now| same(now, column)) {
+                Some(None) => {
+                    columns.push(TargetColumn::dropped(&column.name));
+                    continue;
+                }
+                Some(Some(now)) => &now.name,
+                None => &column.name,
+            };
+            let found = target.columns.iter().find(|candidate| candidate.name == *called);
             let found =
                 found.ok_or_else(|| Error::ColumnMissing { table: name.clone(), column: column.name.clone() })?;
             if found.generated && column.key.is_some() {
@@ -109,7 +140,7 @@ impl Relation {
             columns.push(found.clone());
         }
         let other = |column: &&TargetColumn| {
-            !column.generated && !shape.columns.iter().any(|candidate| candidate.name == column.name)
+            !column.generated && !columns.iter().any(|candidate| candidate.name == column.name)
         };
         let others = target.columns.iter().filter(other).cloned().collect();
         let rows = target.rows_of(&shape.table);

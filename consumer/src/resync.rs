@@ -22,7 +22,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::catalog::Relations;
+use crate::catalog::{Met, Relations};
 use crate::error::{contract, target};
 use crate::event::{Arena, RawEvent};
 use crate::execute::{Applier, Batch, Scope, prepare};
@@ -32,6 +32,7 @@ use crate::ledger::Generations;
 use crate::load::{Loading, range, shared_for};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
+use crate::relation::Relation;
 use crate::rule::{self, Rule};
 use crate::subscribe::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, lane_row};
@@ -49,7 +50,8 @@ const LOOKS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub enum Request {
     /// Empty the table, forget what is loaded of the copy, and pass its events over from now on.
-    Suspend { table: TableName, generation: u32, done: oneshot::Sender<()> },
+    /// `anew`: the copy was made for this, from the table as it is now.
+    Suspend { table: TableName, generation: u32, anew: bool, done: oneshot::Sender<()> },
     /// Say where the lane is, wait, and take the table back under its copy's rule.
     Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
 }
@@ -155,13 +157,14 @@ async fn one(
     let loading = &resyncing.loading;
     let lane = &loading.sessions.lane;
     let mut connection = loading.sessions.open(Purpose::Apply).await?;
+    let anew = known.as_ref().is_none_or(|state| state.state != "requested");
     let begun = |state: &State| state.generation >= generation && state.state != "requested";
     let mut state = match known.filter(begun) {
         Some(state) => state,
         None => {
             observe::resync(&table.to_string(), generation, "resyncing");
             let (done, suspended) = oneshot::channel();
-            let request = Request::Suspend { table: table.clone(), generation, done };
+            let request = Request::Suspend { table: table.clone(), generation, anew, done };
             requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
             suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
             State { table: table.clone(), generation, state: "resyncing".into(), replay_from: None }
@@ -299,7 +302,7 @@ impl Replay {
             sources,
             arena: Arena::default(),
             applier: Applier::new(connection, Marking::Message, scope, lane, loading.epoch),
-            relations: Relations::new(&resyncing.registry_url),
+            relations: Relations::new(&resyncing.registry_url, lane, &loading.topics),
             from: state.replay_from.unwrap_or_default(),
             tolerant_below,
             limits: resyncing.batch.clone(),
@@ -352,7 +355,7 @@ impl Replay {
                 batch = Batch { applied, ..Batch::default() };
             }
             if position.commit_lsn >= self.from {
-                let relation = self.relations.get(&mut self.applier.connection, event.schema_id).await?;
+                let relation = self.meet(&mut batch, event.schema_id, position).await?;
                 let tolerant = position.commit_lsn < self.tolerant_below && !relation.keyless();
                 let mode = if tolerant { Mode::Tolerant } else { Mode::Strict };
                 batch.bytes += event.size();
@@ -365,6 +368,22 @@ impl Replay {
             self.applier.flush(&mut batch, prepared, true).await?;
         }
         Ok(())
+    }
+
+    /// As the lane does it, while it leaves the table alone.
+    async fn meet(&mut self, batch: &mut Batch, schema_id: u32, at: Position) -> Result<Arc<Relation>, Error> {
+        loop {
+            match self.relations.meet(&mut self.applier.connection, schema_id, at).await? {
+                Met::Relation(relation) => return Ok(relation),
+                Met::Alter(alteration) => {
+                    let prepared = prepare(&batch.changes)?;
+                    self.applier.flush(batch, prepared, false).await?;
+                    *batch = Batch { applied: batch.applied, ..Batch::default() };
+                    self.applier.alter(&alteration).await?;
+                    self.relations.altered(&alteration);
+                }
+            }
+        }
     }
 
     /// Takes the partition's next event that is no resend, if one lies before `end`.

@@ -28,7 +28,7 @@ use crate::pgoutput::{Before, Begin, Commit, LogicalMessage, Message, Relation, 
 /// Prefix of our markers (`pg_logical_emit_message(true, 'dflux.marker', …)`).
 pub const MARKER_PREFIX: &str = "dflux.marker";
 
-/// A table as the stream describes it. A new `Arc` stands for a changed definition: compare with [`Arc::ptr_eq`].
+/// A table as the stream describes it. A new `Arc` stands for a new description: compare with [`Arc::ptr_eq`].
 pub type RelationInfo = Relation;
 
 /// One event, in stream order. Between a `Begin` and its `Commit` all events belong to that transaction.
@@ -229,16 +229,10 @@ impl Assembler {
         Ok(Assembled::Commit(Committed { commit_lsn, end_lsn, commit_time_micros, xid, changes: open.changes }))
     }
 
-    /// The server repeats a description after each invalidation of its cache, mostly unchanged: then the `Arc` stays, so
-    /// that what a caller derived from it stays valid too.
+    /// The server repeats a description after each invalidation of its cache. Often nothing that it says has changed; but a
+    /// column may be another of the same name, so what a caller derived from it is derived again.
     fn describe(&mut self, relation: Relation) {
-        match self.relations.get_mut(&relation.id) {
-            Some(known) if **known == relation => {}
-            Some(known) => *known = Arc::new(relation),
-            None => {
-                self.relations.insert(relation.id, Arc::new(relation));
-            }
-        }
+        self.relations.insert(relation.id, Arc::new(relation));
     }
 
     fn opened(&mut self, message: &'static str, lsn: Lsn) -> Result<&mut OpenTransaction, AssembleError> {

@@ -1,4 +1,4 @@
-//! The schema registry's Confluent-compatible API: three calls, so we own them.
+//! The schema registry's Confluent-compatible API: a few calls, so we own them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -22,6 +22,12 @@ pub struct RegistryClient {
 #[derive(Deserialize)]
 struct Registered {
     id: u32,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    id: u32,
+    schema: String,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +69,25 @@ impl RegistryClient {
         let request = self.http.get(format!("{}/schemas/ids/{id}", self.url));
         let stored: Stored = self.answer(request, &format!("schema id {id}")).await?;
         Ok(self.remember(id, &stored.schema))
+    }
+
+    /// The schema that was registered under the subject before the one of this id; none if that is the first one.
+    ///
+    /// # Errors
+    /// `Registry` or `RegistryRefused`.
+    pub async fn earlier(&self, subject: &str, id: u32) -> Result<Option<Arc<str>>, Error> {
+        let url = format!("{}/subjects/{}/versions", self.url, escaped(subject));
+        let versions: Vec<u32> = self.answer(self.http.get(&url), &format!("the versions of {subject}")).await?;
+        let mut later = false;
+        for version in versions.iter().rev() {
+            let request = self.http.get(format!("{url}/{version}"));
+            let found: Version = self.answer(request, &format!("version {version} of {subject}")).await?;
+            if later {
+                return Ok(Some(self.remember(found.id, &found.schema)));
+            }
+            later = found.id == id;
+        }
+        Ok(None)
     }
 
     /// Deletes a subject, for cleanup; one that does not exist is no error. A registry only hides it at first, and forgets it

@@ -105,7 +105,14 @@ fn column(text: &str) -> Column {
         "jsonb" => (3802, -1),
         other => panic!("{other}"),
     };
-    Column { name: name.into(), type_oid, typmod, type_name: format!("pg_catalog.{type_name}"), key }
+    Column {
+        name: name.into(),
+        type_oid,
+        typmod,
+        type_name: format!("pg_catalog.{type_name}"),
+        key,
+        definition: changelog::Definition::default(),
+    }
 }
 
 impl Feed {

@@ -7,6 +7,7 @@ mod changes;
 mod consumer;
 mod control;
 mod crash;
+mod evolving;
 mod fanout;
 mod feed;
 mod moving;

@@ -67,6 +67,29 @@ impl Moving {
         assert_eq!(self.target.number(diverged).unwrap(), 0, "changes found no row\n{}", self.logs());
     }
 
+    /// Returns when the producer has read what is committed on the source.
+    pub fn captured(&self) {
+        let end: u64 = self.source.number("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn").unwrap() as u64;
+        let producer = &self.services[0];
+        let received = || match producer.metric("dflux_producer_received_lsn_bytes") {
+            Ok(Some(lsn)) if lsn as u64 >= end => Ok(()),
+            other => Err(format!("{other:?} of {end}")),
+        };
+        producer.process().wait_until("the producer has read it", LIMIT, received).unwrap();
+    }
+
+    /// Returns when no table is being read again.
+    pub fn settled(&self) {
+        self.becomes("all tables are live", "SELECT count(*) = 0 FROM dflux.table_state WHERE state <> 'live'");
+    }
+
+    /// Starts a service again, killed now if it was not before.
+    pub fn restart(&mut self, place: usize) {
+        let service = self.services.remove(place);
+        service.kill();
+        self.services.insert(place, service.start_again().unwrap());
+    }
+
     fn becomes(&self, what: &str, query: &str) {
         let outcome = wait::until(what, LIMIT, || {
             if let Err(ended) = self.services.iter().try_for_each(|service| service.process().still_running()) {

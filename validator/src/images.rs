@@ -251,6 +251,7 @@ mod tests {
             typmod: -1,
             type_name: format!("pg_catalog.{kind}"),
             key: key.iter().position(|place| *place == at).map(|place| place as u16),
+            definition: changelog::Definition::default(),
         };
         let shape = Arc::new(TableShape {
             database: "d".into(),

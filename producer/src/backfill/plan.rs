@@ -165,6 +165,7 @@ mod tests {
             typmod: -1,
             type_name: (*type_name).to_owned(),
             generated: Generated::No,
+            definition: changelog::Definition::default(),
         };
         Table {
             oid: 1,

@@ -5,11 +5,11 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use changelog::{Column, Identity, TableName, TableShape};
+use changelog::{Column, Definition, Identity, TableName, TableShape};
 use service::config::Migration;
 use tokio_postgres::Client;
 
-use super::{field, oid_array, rows};
+use super::{field, oid_array, optional, rows};
 use crate::error::Error;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub struct CatalogColumn {
     /// `pg_catalog.int4`: schema-qualified, quoted where needed, without a modifier.
     pub type_name: String,
     pub generated: Generated,
+    pub definition: Definition,
 }
 
 /// Whether the server computes a column, on both sides, so that it is neither sent nor copied.
@@ -102,6 +103,7 @@ impl Table {
             typmod: column.typmod,
             type_name: column.type_name.clone(),
             key: self.key.iter().position(|name| *name == column.name).and_then(|place| u16::try_from(place).ok()),
+            definition: column.definition.clone(),
         });
         TableShape {
             database: database.to_owned(),
@@ -311,9 +313,19 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
     const DOING: &str = "read the columns of the catalog";
     let sql = format!(
         "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, \
-         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated \
-         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated, \
+         a.attnum, pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
+         CASE WHEN c.relkind = 'r' THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] \
+           WHEN a.atthasdef THEN (SELECT (l.attmissingval::pg_catalog.text::pg_catalog.text[])[1] \
+             FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_attribute l ON l.attrelid = p.relid \
+             WHERE p.isleaf AND l.attname = a.attname AND l.atthasmissing LIMIT 1) END, \
+         a.attidentity, CASE WHEN a.attcollation <> t.typcollation THEN \
+         (SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) \
+          FROM pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace \
+          WHERE co.oid = a.attcollation) END \
+         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
          JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
+         LEFT JOIN pg_catalog.pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) AND a.attgenerated = '' \
          WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY({oids}) ORDER BY a.attrelid, a.attnum"
     );
     let mut columns: HashMap<u32, Vec<CatalogColumn>> = HashMap::new();
@@ -327,6 +339,14 @@ async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<Catalog
                 "" => Generated::No,
                 "v" => Generated::Virtual,
                 _ => Generated::Stored,
+            },
+            definition: Definition {
+                attnum: field(&row, 6, DOING)?,
+                not_null: None,
+                default: optional(&row, 7),
+                missing: optional(&row, 8),
+                identity: optional(&row, 9).and_then(|kind| kind.chars().next()),
+                collation: optional(&row, 10),
             },
         });
     }
@@ -507,7 +527,14 @@ mod tests {
             let mut table = Table::clone(&made(oid, "t", TableKind::Ordinary, identity, key, parent));
             let (type_oid, typmod, type_name) = (23, -1, "pg_catalog.int4".to_owned());
             let generated = Generated::Virtual;
-            table.columns = vec![CatalogColumn { name: "twice".into(), type_oid, typmod, type_name, generated }];
+            table.columns = vec![CatalogColumn {
+                name: "twice".into(),
+                type_oid,
+                typmod,
+                type_name,
+                generated,
+                definition: Definition::default(),
+            }];
             Arc::new(table)
         };
         for (identity, key, published) in [

@@ -36,6 +36,11 @@ pub fn field<T: std::str::FromStr>(row: &SimpleQueryRow, at: usize, doing: &str)
     })
 }
 
+/// A column that may be null, as text.
+fn optional(row: &SimpleQueryRow, at: usize) -> Option<String> {
+    row.try_get(at).ok().flatten().map(str::to_owned)
+}
+
 /// A list of OIDs as an SQL array.
 fn oid_array(oids: impl IntoIterator<Item = u32>) -> String {
     let list: Vec<String> = oids.into_iter().map(|oid| oid.to_string()).collect();

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use changelog::{Column, EventEncoder, Identity, Position, TableName, TableShape};
+use changelog::{Column, Definition, EventEncoder, Identity, Position, TableName, TableShape};
 use tokio_postgres::Client;
 
 use super::images::Columns;
@@ -12,7 +12,7 @@ use super::segment::PartitionIndex;
 use crate::assemble::RelationInfo;
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::pgoutput::ReplicaIdentity;
+use crate::pgoutput::{self, ReplicaIdentity};
 use crate::source::catalog::{self, Generated};
 use crate::tails::Place;
 use crate::topics::Wanted;
@@ -151,11 +151,30 @@ fn shape_of(
         // A type that was dropped since: its values are text, and so is the cast.
         type_name: type_names.get(&column.type_oid).cloned().unwrap_or_else(|| "pg_catalog.text".into()),
         key: key.iter().position(|name| *name == column.name).and_then(|place| u16::try_from(place).ok()),
+        definition: definition_of(column, known, earlier),
     });
     let table = TableName::new(relation.schema.clone(), relation.name.clone());
     let shape = TableShape { database: database.to_owned(), table, identity, columns: columns.collect() };
     let all = kept.iter().all(|kept| *kept);
     (shape, Columns { kept: if all { None } else { Some(kept) } })
+}
+
+/// What the catalog says of the column that the stream has; where it does not know it any more, what it said before.
+fn definition_of(
+    column: &pgoutput::RelationColumn,
+    known: Option<&catalog::Table>,
+    earlier: Option<&StreamTable>,
+) -> Definition {
+    let same = |candidate: &&catalog::CatalogColumn| {
+        candidate.name == column.name
+            && (candidate.type_oid, candidate.typmod) == (column.type_oid, column.type_modifier)
+    };
+    let known = known.and_then(|table| table.columns.iter().find(same)).map(|column| &column.definition);
+    let earlier = || {
+        let columns = earlier.map(|table| &table.encoder.shape().columns);
+        columns.into_iter().flatten().find(|candidate| candidate.name == column.name).map(|column| &column.definition)
+    };
+    known.or_else(earlier).cloned().unwrap_or_default()
 }
 
 fn key_of(
