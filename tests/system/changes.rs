@@ -1,6 +1,8 @@
 //! Changes of every kind, through each of the ways in which the lane applies them: on a copy that is ahead of the stream
 //! (tolerant), one by one as they are committed, and many at once after a pause.
 
+use tests::services::run;
+
 use crate::moving::{Moving, rows_sql};
 
 const SCHEMA: &str = "
@@ -244,5 +246,30 @@ fn values_of_ten_megabytes_pass_in_bounded_memory_and_updates_beside_them_do_not
     println!("{:?}", moving.resident_peaks());
     for (service, peak) in moving.resident_peaks() {
         assert!(peak < 512 << 20, "{service} held {peak} bytes");
+    }
+}
+
+/// Between the two events of a key change nothing may be flushed; a transaction of deletes alone looks like so many first halves.
+#[test]
+fn a_transaction_that_deletes_a_million_rows_passes_in_bounded_memory_in_the_lane_and_in_a_replay() {
+    let mut moving = Moving::shared("emptied");
+    moving
+        .source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY);
+             INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 1000010) g",
+        )
+        .unwrap();
+    moving.prepare();
+    moving.start();
+    let emptying = "BEGIN; INSERT INTO u VALUES (1); DELETE FROM t WHERE id > 10; INSERT INTO u VALUES (2); COMMIT";
+    moving.source.run(emptying).unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["t", "u"]);
+    run("dflux", &moving.migration.config(), ["resync", "t", "--replay", "--wait"]).unwrap().expect_code(0).unwrap();
+    moving.assert_tables_same(&["t", "u"]);
+    println!("{:?}", moving.resident_peaks());
+    for (service, peak) in moving.resident_peaks() {
+        assert!(peak < 256 << 20, "{service} held {peak} bytes");
     }
 }
