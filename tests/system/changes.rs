@@ -273,3 +273,31 @@ fn a_transaction_that_deletes_a_million_rows_passes_in_bounded_memory_in_the_lan
         assert!(peak < 256 << 20, "{service} held {peak} bytes");
     }
 }
+
+/// The stream has a TRUNCATE as what it did to each table, and the foreign key between them stands on the target.
+#[test]
+fn a_truncate_of_tables_that_refer_to_each_other_is_replayed_for_one_of_them() {
+    let mut moving = Moving::shared("cutalone");
+    moving
+        .source
+        .run(
+            "CREATE TABLE parents (id int PRIMARY KEY); CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents);
+             INSERT INTO parents SELECT generate_series(1, 9); INSERT INTO children SELECT g, g FROM generate_series(1, 9) g",
+        )
+        .unwrap();
+    moving.prepare();
+    moving.start();
+    moving.caught_up();
+    moving.prepare();
+    let built = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated";
+    assert_eq!(moving.target.number(built).unwrap(), 1);
+    moving
+        .source
+        .run("TRUNCATE parents, children; INSERT INTO parents VALUES (7), (8); INSERT INTO children VALUES (70, 7)")
+        .unwrap();
+    moving.caught_up();
+    let replay = ["resync", "parents", "--replay", "--wait", "--timeout", "60"];
+    run("dflux", &moving.migration.config(), replay).unwrap().expect_code(0).unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["parents", "children"]);
+}
