@@ -30,6 +30,11 @@ impl Position {
         Position { commit_lsn, ordinal, part: 0 }
     }
 
+    /// Whether it is the first event of its change: what lies before it can be applied by itself.
+    pub fn begins_change(&self) -> bool {
+        self.part == 0
+    }
+
     /// The segment of the transaction that holds this change, from 0.
     pub fn segment(&self) -> u64 {
         self.ordinal / SEGMENT_CHANGES

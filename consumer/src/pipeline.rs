@@ -254,15 +254,15 @@ impl Pipeline<'_> {
                 self.batch.partitions.push((index, topic, partition));
             }
             Item::Event(event) => {
-                self.inside = true;
-                self.tail(event.partition, event.offset, event.header.position);
-                let deleted = event.header.op == Op::Delete;
-                self.event(event).await?;
-                // Not between the two events of a key change.
-                if self.overfull() && !deleted {
+                // Neither between the two events of a key change nor between tables that one TRUNCATE names.
+                let apart = event.header.position.begins_change() && event.header.op != Op::Truncate;
+                if self.inside && apart && self.overfull() {
                     self.uncommitted = true;
                     self.flush(false).await?;
                 }
+                self.inside = true;
+                self.tail(event.partition, event.offset, event.header.position);
+                self.event(event).await?;
             }
             Item::End { manifest, offset } => self.end(manifest, offset).await?,
             Item::Marker { marker, received_at_micros, offset } => {

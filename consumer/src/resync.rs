@@ -347,8 +347,8 @@ impl Replay {
             let begins = batch.applied.is_some_and(|applied| applied.position.commit_lsn != position.commit_lsn);
             let full =
                 batch.changes.len() >= self.limits.batch_changes_max || batch.bytes >= self.limits.batch_bytes_max;
-            let pair = batch.changes.last().is_some_and(|change| change.event.header.op == changelog::Op::Delete);
-            if full && (begins || !pair) {
+            // Not between the two events of a key change.
+            if full && position.begins_change() {
                 let prepared = prepare(&batch.changes)?;
                 self.applier.flush(&mut batch, prepared, begins).await?;
                 let applied = batch.applied.filter(|_| !begins);

@@ -1,6 +1,8 @@
 //! Changes of every kind, through each of the ways in which the lane applies them: on a copy that is ahead of the stream
 //! (tolerant), one by one as they are committed, and many at once after a pause.
 
+use tests::services::run;
+
 use crate::moving::{Moving, rows_sql};
 
 const SCHEMA: &str = "
@@ -245,4 +247,57 @@ fn values_of_ten_megabytes_pass_in_bounded_memory_and_updates_beside_them_do_not
     for (service, peak) in moving.resident_peaks() {
         assert!(peak < 512 << 20, "{service} held {peak} bytes");
     }
+}
+
+/// Between the two events of a key change nothing may be flushed; a transaction of deletes alone looks like so many first halves.
+#[test]
+fn a_transaction_that_deletes_a_million_rows_passes_in_bounded_memory_in_the_lane_and_in_a_replay() {
+    let mut moving = Moving::shared("emptied");
+    moving
+        .source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY);
+             INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, 1000010) g",
+        )
+        .unwrap();
+    moving.prepare();
+    moving.start();
+    let emptying = "BEGIN; INSERT INTO u VALUES (1); DELETE FROM t WHERE id > 10; INSERT INTO u VALUES (2); COMMIT";
+    moving.source.run(emptying).unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["t", "u"]);
+    run("dflux", &moving.migration.config(), ["resync", "t", "--replay", "--wait"]).unwrap().expect_code(0).unwrap();
+    moving.assert_tables_same(&["t", "u"]);
+    println!("{:?}", moving.resident_peaks());
+    for (service, peak) in moving.resident_peaks() {
+        assert!(peak < 256 << 20, "{service} held {peak} bytes");
+    }
+}
+
+/// The stream has a TRUNCATE as what it did to each table, and the foreign key between them stands on the target.
+#[test]
+fn a_truncate_of_tables_that_refer_to_each_other_is_replayed_for_one_of_them() {
+    let mut moving = Moving::shared("cutalone");
+    moving
+        .source
+        .run(
+            "CREATE TABLE parents (id int PRIMARY KEY); CREATE TABLE children (id int PRIMARY KEY, parent int REFERENCES parents);
+             INSERT INTO parents SELECT generate_series(1, 9); INSERT INTO children SELECT g, g FROM generate_series(1, 9) g",
+        )
+        .unwrap();
+    moving.prepare();
+    moving.start();
+    moving.caught_up();
+    moving.prepare();
+    let built = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND convalidated";
+    assert_eq!(moving.target.number(built).unwrap(), 1);
+    moving
+        .source
+        .run("TRUNCATE parents, children; INSERT INTO parents VALUES (7), (8); INSERT INTO children VALUES (70, 7)")
+        .unwrap();
+    moving.caught_up();
+    let replay = ["resync", "parents", "--replay", "--wait", "--timeout", "60"];
+    run("dflux", &moving.migration.config(), replay).unwrap().expect_code(0).unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["parents", "children"]);
 }
