@@ -13,7 +13,7 @@ use changelog::{Op, Position, TableName, Value};
 use crate::Error;
 use crate::array::{ArrayBuilder, Carrier, RawArray};
 use crate::event::RawEvent;
-use crate::plan::{Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
+use crate::plan::{Change, Image, Mode, Net, Row, Step, TableChanges, after_image, decode};
 use crate::relation::{Relation, TargetColumn, printed};
 
 mod copy;
@@ -79,14 +79,15 @@ pub fn statements(step: &Step<'_>) -> Result<Vec<Statement>, Error> {
     let mut out = Vec::new();
     match step {
         Step::Truncate(tables) => {
+            let Some(first) = tables.first() else { return Ok(out) };
             out.push(Statement {
                 sql: truncate(tables),
                 arrays: Vec::new(),
                 rows: None,
                 expect: Expect::Any,
-                table: tables.first().map_or_else(|| TableName::new("", ""), |relation| relation.name().clone()),
+                table: first.relation.name().clone(),
                 op: "truncate",
-                position: Position::ZERO,
+                position: first.event.header.position,
                 keys: Vec::new(),
                 only_after_success: false,
             });
@@ -107,11 +108,11 @@ pub fn statements(step: &Step<'_>) -> Result<Vec<Statement>, Error> {
 
 /// A foreign key of a table that is not among these forbids it: one of the two is replayed by itself. Where no foreign key fires,
 /// the rows can go one by one instead.
-fn truncate(tables: &[&Relation]) -> String {
-    let mut names: Vec<&str> = tables.iter().map(|relation| relation.rows.as_str()).collect();
+fn truncate(tables: &[&Change]) -> String {
+    let mut names: Vec<&str> = tables.iter().map(|change| change.relation.rows.as_str()).collect();
     names.dedup();
     let truncate = format!("TRUNCATE {}", names.join(", "));
-    if !tables.iter().all(|relation| relation.replica_role) {
+    if !tables.iter().all(|change| change.relation.replica_role) {
         return truncate;
     }
     let deletes: String = names.iter().map(|name| format!(" DELETE FROM {name};")).collect();

@@ -21,7 +21,8 @@ use crate::target::now_micros;
 const POLL: Duration = Duration::from_millis(200);
 
 enum Told {
-    Record(LedgerRecord),
+    /// With the offset behind it.
+    Record(LedgerRecord, i64),
     /// What was there when the reading began has been told.
     Level,
 }
@@ -30,6 +31,8 @@ enum Told {
 pub struct Following {
     pub ledger: Ledger,
     told: mpsc::Receiver<Result<Told, Error>>,
+    /// Offset of the next record.
+    next_offset: i64,
     _stop: Stop,
 }
 
@@ -48,7 +51,7 @@ impl Following {
                 let _ = sender.blocking_send(Err(error));
             }
         });
-        let mut following = Following { ledger: Ledger::default(), told, _stop: stop };
+        let mut following = Following { ledger: Ledger::default(), told, next_offset: 0, _stop: stop };
         loop {
             loading.pulse.store(now_micros(), Ordering::Relaxed);
             tokio::select! {
@@ -61,6 +64,25 @@ impl Following {
                 () = loading.shutdown.wait() => return Ok(None),
             }
         }
+    }
+
+    /// Takes everything that the ledger has by now.
+    ///
+    /// # Errors
+    /// As [`Following::start`].
+    pub async fn catch_up(&mut self, loading: &Loading) -> Result<(), Error> {
+        let (kafka, client, topic) = (loading.kafka.clone(), loading.client.clone(), loading.topics.ledger());
+        let asked = tokio::task::spawn_blocking(move || Reader::new(&kafka, &client, 1 << 20, 1)?.end(&topic, 0));
+        let end = asked.await.map_err(|_| Error::Thread { what: "reads the ledger" })??;
+        while self.next_offset < end {
+            loading.pulse.store(now_micros(), Ordering::Relaxed);
+            tokio::select! {
+                followed = self.next() => followed?,
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                () = loading.shutdown.wait() => break,
+            }
+        }
+        Ok(())
     }
 
     /// Takes the next record and those that have come with it. Cancel-safe.
@@ -79,7 +101,10 @@ impl Following {
     /// True when everything that was there is in.
     fn take(&mut self, told: Option<Result<Told, Error>>) -> Result<bool, Error> {
         match told.ok_or(Error::Thread { what: "reads the ledger" })?? {
-            Told::Record(record) => self.ledger.accept(record),
+            Told::Record(record, next_offset) => {
+                self.ledger.accept(record);
+                self.next_offset = next_offset;
+            }
             Told::Level => return Ok(true),
         }
         Ok(false)
@@ -113,7 +138,7 @@ fn read(loading: &Loading, stop: &AtomicBool, sender: &mpsc::Sender<Result<Told,
         let Some(payload) = message.payload() else { continue };
         let record = LedgerRecord::decode(payload)
             .map_err(|error| contract(format!("{topic}, offset {}", message.offset()))(error))?;
-        if sender.blocking_send(Ok(Told::Record(record))).is_err() {
+        if sender.blocking_send(Ok(Told::Record(record, next))).is_err() {
             break;
         }
     }

@@ -235,7 +235,7 @@ impl Life {
     async fn apply(
         &self,
         leader: &Leader,
-        following: Following,
+        mut following: Following,
         mut connection: PgConnection,
         (row, mut exact_from): (&LaneRow, Lsn),
         health: &service::telemetry::Health,
@@ -243,6 +243,8 @@ impl Life {
         let lane = &self.sessions.lane;
         let marking = mark(&mut connection, lane).await?;
         let hints = hints(&mut connection, lane, &self.topics).await?;
+        // Asked for while the copies were loaded and indexed.
+        following.catch_up(&self.loading(leader)).await?;
         let rules = rules(&mut connection, lane, &following.ledger).await?;
         let (receiver, _stop) = subscribe::start(LaneParameters {
             kafka: self.config.kafka.clone(),

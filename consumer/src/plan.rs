@@ -78,7 +78,7 @@ impl<'a> TableChanges<'a> {
 #[derive(Debug)]
 pub enum Step<'a> {
     Set(Vec<TableChanges<'a>>),
-    Truncate(Vec<&'a Relation>),
+    Truncate(Vec<&'a Change>),
     KeyChange { relation: &'a Relation, mode: Mode, delete: &'a RawEvent, create: &'a RawEvent },
 }
 
@@ -157,10 +157,10 @@ impl<'a> Planner<'a> {
     fn truncate(&mut self, change: &'a Change) {
         self.close();
         if let Some(Step::Truncate(tables)) = self.steps.last_mut() {
-            tables.push(&change.relation);
+            tables.push(change);
             return;
         }
-        self.steps.push(Step::Truncate(vec![&change.relation]));
+        self.steps.push(Step::Truncate(vec![change]));
     }
 
     fn place(&mut self, change: &'a Change) {

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Row};
 
 use crate::error::target;
 use crate::execute::Scope;
-use crate::relation::{printed, rows_of};
+use crate::relation::{TargetColumn, printed, rows_of};
 use crate::target::{Marking, run};
 use crate::{Error, catalog, observe};
 
@@ -138,7 +138,13 @@ async fn one_page(
     let key: Vec<(String, String, String)> = key.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
     let found = catalog::table(connection, table).await?;
     let rows_here = found.rows_of(table);
-    let columns: Vec<_> = found.columns.into_iter().filter(|column| !column.generated).collect();
+    // A column that only the target has keeps its default, as in every other row.
+    let sql = "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid = pg_catalog.to_regclass($1) AND attnum > 0 \
+               AND NOT attisdropped";
+    let names = client.query(sql, &[&quoted]).await.map_err(source(format!("the columns of {table}")))?;
+    let names: Vec<String> = names.iter().map(|row| row.get(0)).collect();
+    let both = |column: &TargetColumn| !column.generated && names.contains(&column.name);
+    let columns: Vec<_> = found.columns.into_iter().filter(both).collect();
     let there = key
         .iter()
         .enumerate()

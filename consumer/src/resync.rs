@@ -338,7 +338,10 @@ impl Replay {
         loop {
             for place in 0..self.sources.len() {
                 let end = ends[&self.sources[place].partition];
-                tokio::task::block_in_place(|| self.fill(place, end))?;
+                // In short waits: between them the lane may end.
+                while !tokio::task::block_in_place(|| self.fill(place, end))? {
+                    tokio::task::yield_now().await;
+                }
             }
             let position = |source: &Source| source.head.as_ref().map(|event| event.header.position);
             let heads = self.sources.iter().enumerate().filter_map(|(place, source)| Some((position(source)?, place)));
@@ -386,12 +389,12 @@ impl Replay {
         }
     }
 
-    /// Takes the partition's next event that is no resend, if one lies before `end`.
-    fn fill(&mut self, place: usize, end: i64) -> Result<(), Error> {
+    /// Takes the partition's next event that is no resend, if one lies before `end`. False if Kafka has not given it yet.
+    fn fill(&mut self, place: usize, end: i64) -> Result<bool, Error> {
         let topic = self.topic.clone();
         let source = &mut self.sources[place];
         while source.head.is_none() && source.next_offset < end {
-            let Some(message) = poll(&source.queue, &topic, source.partition, POLL)? else { continue };
+            let Some(message) = poll(&source.queue, &topic, source.partition, POLL)? else { return Ok(false) };
             let offset = message.offset();
             source.next_offset = offset + 1;
             let Some(payload) = message.payload() else {
@@ -405,7 +408,7 @@ impl Replay {
                 source.head = Some(event);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -74,9 +74,10 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
     };
     let mut backoff = Backoff::new(SESSION_PAUSE_MAX);
     let mut established = false;
+    let mut next_attempt = 1;
     while !shutdown.begun() {
         let began = std::time::Instant::now();
-        let outcome = session(&lane, &publishers, process, &health, &mut established).await;
+        let outcome = session(&lane, &publishers, process, (&health, &mut established, &mut next_attempt)).await;
         let Err(error) = outcome else { break };
         if began.elapsed() > 2 * SESSION_PAUSE_MAX {
             backoff.reset();
@@ -122,8 +123,7 @@ async fn session(
     lane: &Arc<Lane>,
     publishers: &Publishers,
     process: &Handle,
-    health: &Health,
-    established: &mut bool,
+    (health, established, next_attempt): (&Health, &mut bool, &mut u32),
 ) -> Result<(), Error> {
     // What an earlier session sent must lie in Kafka before the tails are read.
     tokio::select! {
@@ -135,6 +135,9 @@ async fn session(
         () = lane.shutdown.wait() => return Ok(()),
     };
     *established = true;
+    // Blocks of an earlier session may not lie in Kafka yet, and still come.
+    let first_attempt = begun.first_attempt.max(*next_attempt);
+    *next_attempt = first_attempt.saturating_add(backfill::copy::ATTEMPTS_MAX);
     health.ready("streaming");
     let (reader, writer) = begun.stream.into_split();
     let reply = Arc::new(Notify::new());
@@ -165,7 +168,7 @@ async fn session(
         ledger: begun.ledger,
         ledger_offset: begun.ledger_offset,
         partitions: begun.counts.get(&lane.topics.snapshot()).copied().unwrap_or(1),
-        first_attempt: begun.first_attempt,
+        first_attempt,
     });
     // Every task ends only with an error, or with the shutdown. They end together.
     let mut tasks = JoinSet::new();

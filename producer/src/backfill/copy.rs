@@ -24,7 +24,7 @@ use crate::source::{field, rows};
 
 /// Rows are gathered up to this. Larger blocks save little and hold more memory.
 const BLOCK_BYTES: usize = 384 << 10;
-const ATTEMPTS_MAX: u32 = 20;
+pub const ATTEMPTS_MAX: u32 = 20;
 
 /// Which snapshot a chunk is read under.
 #[derive(Clone)]

@@ -111,7 +111,7 @@ impl FrameReader {
             let read = self.reader.read_buf(&mut self.input).await;
             self.took(read)?;
             if self.behind {
-                self.gather().await?;
+                self.gather().await;
             }
         }
     }
@@ -121,7 +121,7 @@ impl FrameReader {
         self.behind = behind;
     }
 
-    async fn gather(&mut self) -> Result<(), WalsenderError> {
+    async fn gather(&mut self) {
         for _slice in 0..GATHERING_SLICES {
             if self.read_next_at.take().is_none() || self.input.len() >= GATHERED_BYTES {
                 break;
@@ -135,9 +135,10 @@ impl FrameReader {
                 read = self.reader.read_buf(&mut self.input) => read,
                 () = std::future::ready(()) => break,
             };
-            self.took(read)?;
+            if self.took(read).is_err() {
+                break; // the next read meets it again, behind what is here
+            }
         }
-        Ok(())
     }
 
     fn make_room(&mut self) {
