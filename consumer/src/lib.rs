@@ -30,6 +30,7 @@ pub mod reread;
 pub mod resync;
 pub mod rule;
 pub mod schema;
+pub mod sequence;
 pub mod subscribe;
 pub mod target;
 
