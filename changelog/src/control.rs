@@ -1,9 +1,10 @@
-//! The records of `…-transactions`: a lane's birth, the manifests of its transactions, and its markers.
+//! The records of `…-transactions`: a lane's birth, the manifests of its transactions, its markers, and values of sequences.
 //!
-//! Written as Avro with the schema `schemas/lane.avsc` (one record, its body a union of the three), in Confluent's frame.
+//! Written as Avro with the schema `schemas/lane.avsc` (one record, its body a union of the four), in Confluent's frame. A
+//! branch is only ever added at the end: what was written before is read as it was.
 
 use crate::avro::{Reader, frame, put_boolean, put_bytes, put_frame, put_items, put_long};
-use crate::{Error, Lsn, Position};
+use crate::{Error, Lsn, Position, Sequence, sequence};
 
 /// The Avro schema of the topic's values.
 pub const SCHEMA: &str = include_str!("../../schemas/lane.avsc");
@@ -66,11 +67,26 @@ pub struct Marker {
     pub content: String,
 }
 
+/// Values of sequences of the source, as they were read shortly before the record's place in the lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    pub system_identifier: String,
+    pub timeline: i32,
+    /// As of a marker.
+    pub position: Position,
+    pub end_lsn: Lsn,
+    /// The source's clock after they were read, microseconds since 1970-01-01 UTC.
+    pub read_at_micros: i64,
+    /// Those that have changed; after a start of the producer, and now and then, all.
+    pub sequences: Vec<Sequence>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LaneRecord {
     Birth(Birth),
     Manifest(Manifest),
     Marker(Marker),
+    Sequences(Sequences),
 }
 
 impl LaneRecord {
@@ -80,6 +96,7 @@ impl LaneRecord {
             LaneRecord::Birth(_) => None,
             LaneRecord::Manifest(manifest) => Some(manifest.position),
             LaneRecord::Marker(marker) => Some(marker.position),
+            LaneRecord::Sequences(sequences) => Some(sequences.position),
         }
     }
 
@@ -123,6 +140,15 @@ impl LaneRecord {
                 put_long(out, marker.decoded_at_micros);
                 put_bytes(out, marker.content.as_bytes());
             }
+            LaneRecord::Sequences(read) => {
+                put_long(out, 3);
+                put_bytes(out, read.system_identifier.as_bytes());
+                put_long(out, i64::from(read.timeline));
+                put_position(out, &read.position);
+                put_long(out, read.end_lsn.0 as i64);
+                put_long(out, read.read_at_micros);
+                put_items(out, &read.sequences, sequence::put);
+            }
         }
     }
 
@@ -162,7 +188,15 @@ impl LaneRecord {
                 decoded_at_micros: r.long()?,
                 content: r.string()?.to_owned(),
             }),
-            _ => return Err(r.corrupt("neither birth, manifest nor marker")),
+            3 => LaneRecord::Sequences(Sequences {
+                system_identifier: r.string()?.to_owned(),
+                timeline: r.int()?,
+                position: position(r)?,
+                end_lsn: Lsn(r.unsigned()?),
+                read_at_micros: r.long()?,
+                sequences: sequences(r)?,
+            }),
+            _ => return Err(r.corrupt("neither birth, manifest, marker nor sequences: a later dflux wrote it")),
         };
         reader.finish()?;
         Ok(decoded)
@@ -176,6 +210,15 @@ fn partitions(reader: &mut Reader<'_>) -> Result<Vec<PartitionCount>, Error> {
         Ok(())
     })?;
     Ok(partitions)
+}
+
+fn sequences(reader: &mut Reader<'_>) -> Result<Vec<Sequence>, Error> {
+    let mut sequences = Vec::new();
+    reader.items(|r| {
+        sequences.push(sequence::take(r)?);
+        Ok(())
+    })?;
+    Ok(sequences)
 }
 
 fn put_position(out: &mut Vec<u8>, position: &Position) {

@@ -13,8 +13,8 @@ use changelog::control::PartitionCount;
 use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
 use changelog::table::{Column, Identity};
 use changelog::{
-    Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn,
-    Manifest, Marker, Op, Position, TableName, TableShape, Value, control, ledger, schema, text,
+    Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn, Manifest,
+    Marker, Op, Position, Sequence, Sequences, TableName, TableShape, Value, control, ledger, schema, text,
 };
 
 const DECIMAL_10_4: i32 = ((10 << 16) | 4) + 4;
@@ -271,6 +271,24 @@ fn control_records() -> Vec<LaneRecord> {
             decoded_at_micros: 2,
             content: "drain".into(),
         }),
+        LaneRecord::Sequences(Sequences {
+            system_identifier: "7".into(),
+            timeline: 2,
+            position,
+            end_lsn: Lsn(6),
+            read_at_micros: 3,
+            sequences: vec![Sequence {
+                schema: "s".into(),
+                name: "q".into(),
+                last_value: i64::MIN,
+                is_called: true,
+                increment: -2,
+                min: i64::MIN,
+                max: -1,
+                cache: 9,
+                cycle: true,
+            }],
+        }),
     ]
 }
 
@@ -286,6 +304,7 @@ fn control_records_round_trip_and_the_avro_library_reads_them() {
             LaneRecord::Birth(_) => assert_eq!(field(named, "consistent_point"), &Avro::Long(3)),
             LaneRecord::Manifest(_) => assert_eq!(field(named, "last"), &Avro::Boolean(true)),
             LaneRecord::Marker(_) => assert_eq!(field(named, "decoded_at"), &Avro::TimestampMicros(2)),
+            LaneRecord::Sequences(_) => assert_eq!(field(named, "read_at"), &Avro::TimestampMicros(3)),
         }
         for length in 0..bytes.len() {
             assert!(LaneRecord::decode(&bytes[..length]).is_err());

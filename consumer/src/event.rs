@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use changelog::{EventDecoder, Head, Header, Manifest, Marker, avro};
+use changelog::{EventDecoder, Head, Header, Manifest, Marker, Sequences, avro};
 
 /// Index of a partition in the order in which the reader met them.
 pub type PartitionIndex = u16;
@@ -95,6 +95,11 @@ pub enum Item {
     Marker {
         marker: Marker,
         received_at_micros: i64,
+        offset: i64,
+    },
+    /// Values of the source's sequences.
+    Sequences {
+        read: Sequences,
         offset: i64,
     },
 }

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use changelog::{Marker, Position, TableName};
+use changelog::{Marker, Position, Sequence, TableName};
 use foldhash::{HashMap, HashMapExt};
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Connection, Row};
@@ -20,6 +20,7 @@ use crate::error::{code, lacks_partition, target, transient};
 use crate::event::{PartitionIndex, RawEvent};
 use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
+use crate::sequence::Sequences;
 use crate::target::{Marking, now_micros, run};
 use crate::{Error, catalog, observe};
 
@@ -44,6 +45,8 @@ pub struct Batch {
     /// What is reached when the batch is committed.
     pub applied: Option<Applied>,
     pub marker: Option<(Marker, i64)>,
+    /// Values of the source's sequences, in lane order.
+    pub sequences: Vec<Sequence>,
     /// The last record of each partition that the batch has; a hint once it is committed.
     pub tails: HashMap<PartitionIndex, Tail>,
     /// Partitions that the batch is the first to name.
@@ -98,6 +101,7 @@ pub struct Applier {
     joined: HashSet<u64>,
     tails: HashMap<PartitionIndex, Tail>,
     hinted_at: Instant,
+    sequences: Sequences,
 }
 
 enum Failure {
@@ -128,7 +132,12 @@ impl Applier {
             joined: HashSet::new(),
             tails: HashMap::new(),
             hinted_at: Instant::now(),
+            sequences: Sequences::default(),
         }
+    }
+
+    pub fn with_sequence_margin(self, margin: u64) -> Applier {
+        Applier { sequences: Sequences::new(margin), ..self }
     }
 
     fn absorb(&mut self, batch: &mut Batch) {
@@ -154,7 +163,8 @@ impl Applier {
             return Ok(());
         }
         let mut prepared = Some(prepared);
-        if batch.changes.is_empty() && !self.open && commit && self.hinted_at.elapsed() < Duration::from_secs(1) {
+        let bare = batch.changes.is_empty() && batch.sequences.is_empty();
+        if bare && !self.open && commit && self.hinted_at.elapsed() < Duration::from_secs(1) {
             // Only a marker or filtered transactions: one statement, a transaction of its own.
             return self.progress(batch).await;
         }
@@ -187,6 +197,7 @@ impl Applier {
     fn joins(&self, batch: &Batch, prepared: &[Statement]) -> bool {
         let alone = |at: usize| !prepared[..at].iter().any(|earlier| earlier.table == prepared[at].table);
         !self.open
+            && batch.sequences.is_empty()
             && self.scope == Scope::Lane
             && self.marking == Marking::Origin
             && self.hinted_at.elapsed() < Duration::from_secs(1)
@@ -280,6 +291,7 @@ impl Applier {
         }
         self.changes += batch.changes.len() as u64;
         if commit {
+            self.sequences.set(&mut self.connection, &batch.sequences).await?;
             if self.scope == Scope::Lane && self.hinted_at.elapsed() >= Duration::from_secs(1) {
                 self.hints().await?;
             }

@@ -270,7 +270,10 @@ impl Life {
         )));
         let mut pipeline = Pipeline {
             config: &self.config.consumer,
-            applier: Some(Applier::new(connection, marking.clone(), Scope::Lane, lane, leader.epoch)),
+            applier: Some(
+                Applier::new(connection, marking.clone(), Scope::Lane, lane, leader.epoch)
+                    .with_sequence_margin(self.config.consumer.sequence_margin),
+            ),
             flight: None,
             receiver,
             shutdown: self.shutdown.clone(),

@@ -31,6 +31,7 @@ pub mod reread;
 pub mod resync;
 pub mod rule;
 pub mod schema;
+pub mod sequence;
 pub mod subscribe;
 pub mod target;
 

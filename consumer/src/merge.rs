@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use changelog::{Header, LaneRecord, Lsn, Manifest, Marker, Position};
+use changelog::{Header, LaneRecord, Lsn, Manifest, Marker, Position, Sequences};
 
 use crate::Error;
 
@@ -51,6 +51,7 @@ pub enum Merged<E> {
     Event(Header, E),
     End(Manifest),
     Marker(Marker),
+    Sequences(Sequences),
 }
 
 /// Index of a partition in the order of its first mention.
@@ -83,8 +84,8 @@ pub struct Merge<E> {
     places: HashMap<PartitionName, Place>,
     partitions: Vec<PartitionState>,
     open: Option<Open<E>>,
-    /// A marker from within a transaction waits for the end of it.
-    held: Vec<Marker>,
+    /// A marker (or sequences) from within a transaction waits for the end of it. With its commit LSN.
+    held: Vec<(Lsn, Merged<E>)>,
     ready: Vec<Merged<E>>,
 }
 
@@ -128,21 +129,31 @@ impl<E> Merge<E> {
                 Ok(true)
             }
             LaneRecord::Marker(marker) => {
-                let here = Applied { position: marker.position, complete: false };
-                if self.reached.covers(&marker.position) || here <= self.reached {
-                    return Ok(false);
-                }
-                self.check_origin(&marker.system_identifier, marker.timeline, marker.position)?;
-                self.release_held(marker.position.commit_lsn);
-                if marker.position.ordinal == 0 {
-                    self.reached = here;
-                    self.ready.push(Merged::Marker(marker));
-                } else {
-                    self.held.push(marker);
-                }
-                Ok(true)
+                let origin = (marker.system_identifier.clone(), marker.timeline);
+                self.message(origin, marker.position, Merged::Marker(marker))
+            }
+            LaneRecord::Sequences(read) => {
+                let origin = (read.system_identifier.clone(), read.timeline);
+                self.message(origin, read.position, Merged::Sequences(read))
             }
         }
+    }
+
+    /// What came as a logical message and is no change.
+    fn message(&mut self, origin: (String, i32), position: Position, merged: Merged<E>) -> Result<bool, Error> {
+        let here = Applied { position, complete: false };
+        if self.reached.covers(&position) || here <= self.reached {
+            return Ok(false);
+        }
+        self.check_origin(&origin.0, origin.1, position)?;
+        self.release_held(position.commit_lsn);
+        if position.ordinal == 0 {
+            self.reached = here;
+            self.ready.push(merged);
+        } else {
+            self.held.push((position.commit_lsn, merged));
+        }
+        Ok(true)
     }
 
     /// The place of a partition, a new one at its first mention.
@@ -177,11 +188,11 @@ impl<E> Merge<E> {
     /// Markers of an earlier transaction whose end no manifest told (none of its changes was of a table of ours).
     fn release_held(&mut self, commit_lsn: Lsn) {
         let held = std::mem::take(&mut self.held);
-        for marker in held {
-            if marker.position.commit_lsn < commit_lsn {
-                self.ready.push(Merged::Marker(marker));
+        for (of, merged) in held {
+            if of < commit_lsn {
+                self.ready.push(merged);
             } else {
-                self.held.push(marker);
+                self.held.push((of, merged));
             }
         }
     }
@@ -251,7 +262,7 @@ impl<E> Merge<E> {
         if manifest.last {
             // Markers of this transaction are reached now.
             let held = std::mem::take(&mut self.held);
-            self.ready.extend(held.into_iter().map(Merged::Marker));
+            self.ready.extend(held.into_iter().map(|(_, merged)| merged));
         }
         Some(Merged::End(manifest))
     }

@@ -60,7 +60,7 @@ fn merged(
             match item {
                 Merged::Event(header, ()) => out.push(Some(header.position)),
                 Merged::End(_) => out.push(None),
-                Merged::Marker(_) => {}
+                Merged::Marker(_) | Merged::Sequences(_) => {}
             }
         } else if let Some(needed) = merge.needs() {
             match logs.get_mut(&merge.name(needed).topic).and_then(Iterator::next) {

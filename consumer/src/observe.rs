@@ -18,6 +18,8 @@ pub const DIVERGED: &str = "dflux_consumer_diverged_total";
 pub const EPOCH: &str = "dflux_consumer_epoch";
 pub const LEADING: &str = "dflux_consumer_leading";
 pub const APPLIED_LSN: &str = "dflux_consumer_applied_lsn_bytes";
+pub const SEQUENCES_SET: &str = "dflux_consumer_sequences_set_total";
+pub const SEQUENCES_BEHIND: &str = "dflux_consumer_sequences_behind";
 pub const UNFILLED_COLUMNS: &str = "dflux_consumer_unfilled_columns";
 
 const PHASES: [&str; 5] = ["loading", "indexing", "tolerant", "exact", "stopped"];
@@ -50,6 +52,10 @@ pub fn describe() {
         UNFILLED_COLUMNS,
         "Columns of the target that the events of their table do not have and no default fills"
     );
+    describe_counter!(SEQUENCES_SET, "Times that a sequence of the target was set");
+    describe_gauge!(SEQUENCES_BEHIND, "Sequences that the target lacks or that could not be set");
+    counter!(SEQUENCES_SET).absolute(0);
+    gauge!(SEQUENCES_BEHIND).set(0.0);
     counter!(DIVERGED).absolute(0);
     counter!(CHANGES_APPLIED).absolute(0);
     gauge!(LEADING).set(0.0);
@@ -159,6 +165,26 @@ pub fn reread(table: &str, keys: usize) {
 
 pub fn resync(table: &str, generation: u32, state: &str) {
     tracing::info!(table, generation, state, "resync");
+}
+
+pub fn sequences_set(count: usize) {
+    counter!(SEQUENCES_SET).increment(count as u64);
+}
+
+pub fn sequences_behind(count: usize) {
+    gauge!(SEQUENCES_BEHIND).set(count as f64);
+}
+
+pub fn sequence_not_set(sequence: &str, reason: &str) {
+    tracing::error!(
+        sequence,
+        reason,
+        "the target's sequence is not kept in step: after a switch it would give values again"
+    );
+}
+
+pub fn sequence_set_again(sequence: &str) {
+    tracing::info!(sequence, "the target's sequence is in step again");
 }
 
 /// `all`: over all tables.

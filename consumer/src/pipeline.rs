@@ -20,7 +20,7 @@ use crate::relation::Relation;
 use crate::resync::{self, Request};
 use crate::rule::Rule;
 use crate::target::now_micros;
-use crate::{Error, observe};
+use crate::{Error, observe, sequence};
 
 /// When the loop last moved, by this machine's clock; what signs of life rest on.
 pub type Pulse = Arc<AtomicI64>;
@@ -266,16 +266,27 @@ impl Pipeline<'_> {
             }
             Item::End { manifest, offset } => self.end(manifest, offset).await?,
             Item::Marker { marker, received_at_micros, offset } => {
-                // Behind the end of a transaction that has it inside, the position and the offset are further already.
-                if marker.position.ordinal == 0 {
-                    self.mark_control(offset, marker.position);
-                    let here = Applied { position: marker.position, complete: false };
-                    self.batch.applied = Some(self.batch.applied.map_or(here, |applied| applied.max(here)));
-                }
+                self.passed(marker.position, offset);
                 self.batch.marker = Some((marker, received_at_micros));
+            }
+            Item::Sequences { read, offset } => {
+                self.passed(read.position, offset);
+                self.batch.sequences.extend(read.sequences);
+                if self.batch.sequences.len() >= sequence::BATCH_MAX && !self.inside {
+                    self.flush(true).await?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// A message of the lane. Behind the end of a transaction that has it inside, the position and the offset are further already.
+    fn passed(&mut self, position: Position, offset: i64) {
+        if position.ordinal == 0 {
+            self.mark_control(offset, position);
+            let here = Applied { position, complete: false };
+            self.batch.applied = Some(self.batch.applied.map_or(here, |applied| applied.max(here)));
+        }
     }
 
     fn tail(&mut self, partition: PartitionIndex, offset: i64, position: Position) {
@@ -360,6 +371,7 @@ impl Pipeline<'_> {
             self.batch.transactions = batch.transactions;
             self.batch.applied = batch.applied.take();
             self.batch.marker = batch.marker.take();
+            self.batch.sequences = std::mem::take(&mut batch.sequences);
             self.batch.tails = std::mem::take(&mut batch.tails);
         }
         self.flight = Some(Flight(tokio::spawn(async move {

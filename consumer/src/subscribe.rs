@@ -412,7 +412,7 @@ impl LaneThread {
     fn look_ahead(&mut self) -> Result<(), Error> {
         let weight = |ahead: &ControlRecord| match &ahead.record {
             LaneRecord::Manifest(manifest) => 1 + manifest.partitions.len(),
-            LaneRecord::Birth(_) | LaneRecord::Marker(_) => 1,
+            LaneRecord::Birth(_) | LaneRecord::Marker(_) | LaneRecord::Sequences(_) => 1,
         };
         let mut held: usize = self.ahead.iter().map(weight).sum();
         while held < AHEAD_MAX {
@@ -470,15 +470,15 @@ impl LaneThread {
     }
 
     fn put(&mut self, merged: Merged<RawEvent>) -> Result<(), Error> {
+        let (offset, received_at_micros) = (self.control_offset, self.received_at_micros);
         let item = match merged {
             Merged::Event(_, event) => {
                 self.parcel_bytes += event.size();
                 Item::Event(event)
             }
-            Merged::End(manifest) => Item::End { manifest, offset: self.control_offset },
-            Merged::Marker(marker) => {
-                Item::Marker { marker, received_at_micros: self.received_at_micros, offset: self.control_offset }
-            }
+            Merged::End(manifest) => Item::End { manifest, offset },
+            Merged::Marker(marker) => Item::Marker { marker, received_at_micros, offset },
+            Merged::Sequences(read) => Item::Sequences { read, offset },
         };
         self.parcel.push(item);
         if self.parcel_bytes >= PARCEL_BYTES || self.parcel.len() >= PARCEL_ITEMS {

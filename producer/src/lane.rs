@@ -9,6 +9,7 @@ use service::registry::RegistryClient;
 use service::retry::Backoff;
 use service::session::Address;
 use service::{Config, Shutdown};
+use tokio::sync::Notify;
 
 use crate::error::{Error, Remedy};
 use crate::tails::{Place, TailReader};
@@ -44,6 +45,8 @@ pub struct Lane {
     registered: Mutex<HashMap<(String, String), u32>>,
     pub admin: TopicAdmin,
     pub schemas: ControlSchemas,
+    /// Somebody wants the values of all sequences soon.
+    pub sequences_wanted: Notify,
     pub shutdown: Shutdown,
 }
 
@@ -84,6 +87,7 @@ impl Lane {
             registry,
             registered: Mutex::default(),
             schemas,
+            sequences_wanted: Notify::new(),
             shutdown,
             config,
         }))

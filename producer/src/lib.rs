@@ -11,6 +11,7 @@ pub mod pgoutput;
 pub mod pipeline;
 pub mod publish;
 pub mod resume;
+pub mod sequences;
 pub mod source;
 pub mod stream;
 pub mod tails;

@@ -13,6 +13,8 @@ pub const QUEUED: &str = "dflux_producer_queue_records";
 pub const CAPTURE_LAG: &str = "dflux_producer_capture_lag_seconds";
 pub const RETAINED: &str = "dflux_producer_slot_retained_bytes";
 pub const UNPUBLISHED: &str = "dflux_producer_unpublished_tables";
+pub const SEQUENCES: &str = "dflux_producer_followed_sequences";
+pub const UNREADABLE_SEQUENCES: &str = "dflux_producer_unreadable_sequences";
 pub const RESTARTS: &str = "dflux_producer_session_restarts_total";
 pub const BACKFILL_ROWS: &str = "dflux_producer_backfill_rows_total";
 pub const BACKFILL_BYTES: &str = "dflux_producer_backfill_bytes_total";
@@ -34,6 +36,8 @@ pub fn describe() {
     describe_histogram!(CAPTURE_LAG, Unit::Seconds, "Marker emitted on the source until decoded by the producer");
     describe_gauge!(RETAINED, Unit::Bytes, "WAL that the slot holds back on the source");
     describe_gauge!(UNPUBLISHED, Unit::Count, "Tables that match the patterns and are not published");
+    describe_gauge!(SEQUENCES, Unit::Count, "Sequences of the migration whose values are read");
+    describe_gauge!(UNREADABLE_SEQUENCES, Unit::Count, "Sequences of the migration that our user may not read");
     describe_counter!(RESTARTS, Unit::Count, "Sessions with the source begun again after a transient failure");
     describe_counter!(BACKFILL_ROWS, Unit::Count, "Rows of finished backfill chunks");
     describe_counter!(BACKFILL_BYTES, Unit::Bytes, "COPY bytes of finished backfill chunks");

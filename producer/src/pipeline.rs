@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  stream's thread (a runtime of its own): the socket of the slot, decoding, encoding, handing over, feedback
-//!  the process's runtime (all cores):      backfill, markers, watching
+//!  the process's runtime (all cores):      backfill, markers, watching, sequences
 //! ```
 //! The stream has a thread of its own because it pauses by sleeping in it (see [`crate::walsender::FrameReader::next`]).
 
@@ -40,7 +40,7 @@ use crate::stream::{self, Stream};
 use crate::tails::Place;
 use crate::topics::Wanted;
 use crate::walsender::{Refusal, ReplicationStream, SnapshotAction, SystemIdentity, Walsender};
-use crate::{markers, observe, watch as watching};
+use crate::{markers, observe, sequences, watch as watching};
 
 /// A predecessor of ours may hold the slot until the server has noticed its end.
 const SLOT_HELD_MAX: Duration = Duration::from_secs(15);
@@ -177,6 +177,7 @@ async fn session(
     tasks.spawn_on(backfill, process);
     tasks.spawn_on(markers::run(lane.clone()), process);
     tasks.spawn_on(watching::run(lane.clone()), process);
+    tasks.spawn_on(sequences::run(lane.clone()), process);
     process.spawn(register_all(lane.clone(), begun.selection.clone()));
     let publishers_failed = publishers.clone();
     tasks.spawn(async move {

@@ -56,6 +56,10 @@ impl LaneTail {
                 self.end_lsn = self.end_lsn.max(marker.end_lsn);
                 self.timeline = Some(marker.timeline);
             }
+            LaneRecord::Sequences(sequences) => {
+                self.end_lsn = self.end_lsn.max(sequences.end_lsn);
+                self.timeline = Some(sequences.timeline);
+            }
         }
     }
 }

@@ -58,11 +58,19 @@ impl Default for Migration {
 impl Migration {
     /// Whether a table is part of the migration by name. System schemas and dflux's own never are.
     pub fn selects(&self, schema: &str, table: &str) -> bool {
-        let name = format!("{schema}.{table}");
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes()));
         let ours = schema == "dflux" || schema == "information_schema" || schema.starts_with("pg_");
-        !ours && any(&self.tables) && !any(&self.exclude)
+        !ours && any(&self.tables, schema, table) && !self.excludes(schema, table)
     }
+
+    /// Whether a table, or a sequence that belongs to none, is excluded by its own name.
+    pub fn excludes(&self, schema: &str, name: &str) -> bool {
+        any(&self.exclude, schema, name)
+    }
+}
+
+fn any(patterns: &[String], schema: &str, name: &str) -> bool {
+    let name = format!("{schema}.{name}");
+    patterns.iter().any(|pattern| matches(pattern.as_bytes(), name.as_bytes()))
 }
 
 /// `*` stands for any run of characters; linear in the product of the lengths.
@@ -198,6 +206,8 @@ pub struct Consumer {
     pub load_workers: u16,
     /// Seconds without a sign of life after which a standby takes over.
     pub lease_seconds: u64,
+    /// Values by which a sequence of the target is kept ahead of the source's, in steps of its increment.
+    pub sequence_margin: u64,
 }
 
 impl Default for Consumer {
@@ -209,6 +219,7 @@ impl Default for Consumer {
             fetch_bytes_max: 48 << 20,
             load_workers: 4,
             lease_seconds: 10,
+            sequence_margin: 1_000,
         }
     }
 }
@@ -315,6 +326,7 @@ impl Config {
             ("consumer.fetch_bytes_max", self.consumer.fetch_bytes_max, 1 << 20, 1 << 30),
             ("consumer.load_workers", u64::from(self.consumer.load_workers), 1, 64),
             ("consumer.lease_seconds", self.consumer.lease_seconds, 2, 3600),
+            ("consumer.sequence_margin", self.consumer.sequence_margin, 0, 1_000_000_000),
             ("validator.chunk_rows", self.validator.chunk_rows, 1, 10_000_000),
             ("validator.interval_seconds", self.validator.interval_seconds, 1, 86_400),
             ("validator.settle_seconds_max", self.validator.settle_seconds_max, 1, 3600),

@@ -83,11 +83,11 @@ fn assess_finds_every_planted_problem_at_once() {
         .run(
             "CREATE EXTENSION postgres_fdw; CREATE SERVER elsewhere FOREIGN DATA WRAPPER postgres_fdw;
              CREATE TABLE plain (id int PRIMARY KEY, a text); CREATE TABLE keyless (a int);
-             CREATE UNLOGGED TABLE volatile (id int PRIMARY KEY);
+             CREATE UNLOGGED TABLE volatile (id int PRIMARY KEY); CREATE SEQUENCE lone;
              CREATE FOREIGN TABLE far (a int) SERVER elsewhere;
              CREATE MATERIALIZED VIEW summary AS SELECT count(*) FROM plain;
              CREATE TABLE computed (id serial PRIMARY KEY, twice int GENERATED ALWAYS AS (2) STORED);
-             SELECT lo_create(0);",
+             SELECT lo_create(16999);",
         )
         .unwrap();
     source.login("weak", Proof::Scram, "").unwrap();
@@ -122,6 +122,7 @@ fn assess_finds_every_planted_problem_at_once() {
             "blocker privilege_create",
             "blocker privilege_select",
             "blocker privilege_owner",
+            "blocker privilege_sequences",
             "blocker unlogged_tables",
             "blocker prepared_transactions",
             "blocker pattern",
@@ -144,6 +145,16 @@ fn assess_finds_every_planted_problem_at_once() {
         ("user weak of the source may not replicate", "ALTER ROLE weak REPLICATION on the source"),
         ("user weak may not read public.computed", "GRANT SELECT ON"),
         ("user weak does not own public.computed", "OWNER TO weak on the source"),
+        (
+            "unlogged, so their changes are not in the WAL: public.volatile",
+            "ALTER TABLE \\\"public\\\".\\\"volatile\\\" SET LOGGED",
+        ),
+        ("1 large object(s) are on the source", "SELECT lo_from_bytea(16999"),
+        ("filled by dflux prepare after the catch-up: public.summary", "REFRESH MATERIALIZED VIEW on the target"),
+        (
+            "may not read the values of public.computed_id_seq, public.lone:",
+            "GRANT SELECT ON SEQUENCE \\\"public\\\".\\\"computed_id_seq\\\"",
+        ),
         ("table public.plain of the target lacks column a text", "ADD COLUMN \\\"a\\\" text on the target"),
         ("may lose records before they are applied: retention.ms = 1000", "--add-config retention.ms=-1"),
         ("schema registry at http://127.0.0.1:1/apis/ccompat/v7", "check [registry] url"),

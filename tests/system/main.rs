@@ -15,6 +15,7 @@ mod producer;
 mod readers;
 mod refusals;
 mod schema;
+mod sequences;
 mod smoke;
 mod tables;
 mod validator;

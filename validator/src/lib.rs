@@ -36,6 +36,7 @@ pub mod range;
 pub mod reader;
 pub mod report;
 pub mod selection;
+pub mod sequence;
 pub mod session;
 pub mod settle;
 pub mod tail;

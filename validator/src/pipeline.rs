@@ -23,6 +23,7 @@ use crate::level0::{self, Circumstances};
 use crate::range::{Planner, Range, orders_agree};
 use crate::report::{Finding, Report, TableReport};
 use crate::selection::{self, Unit};
+use crate::sequence::{self, Judged};
 use crate::session::{Endpoint, Session};
 use crate::settle::Unsettled;
 use crate::tail::Tail;
@@ -54,6 +55,7 @@ struct Round<'a> {
     hashes: HashLane,
     online: Option<Online<'a>>,
     bookkeeping: Bookkeeping,
+    sequences: Vec<Judged>,
     endpoints: (&'a Endpoint, &'a Endpoint),
     shutdown: &'a Shutdown,
     impatient: AtomicBool,
@@ -106,6 +108,8 @@ impl Validator {
         } else {
             Bookkeeping::default()
         };
+        let settling = online.then_some((self.settings.lane.as_str(), self.settings.settle));
+        let sequences = sequence::check((&mut source, &mut target), &self.config.migration, settling).await?;
         let decoders = Decoders::new(RegistryClient::new(&self.config.registry.url));
         let tail = self.tail.as_ref().filter(|_| online);
         let round = Round {
@@ -116,6 +120,7 @@ impl Validator {
             hashes,
             online: tail.map(|tail| Online { tail, lane: self.settings.lane.clone(), decoders: Mutex::new(decoders) }),
             bookkeeping,
+            sequences,
             endpoints: (&self.source, &self.target),
             shutdown: &self.shutdown,
             impatient: AtomicBool::new(false),
@@ -272,7 +277,10 @@ impl Round<'_> {
     /// Reports of all selected tables, and the position through which all of them were verified.
     async fn tables(&self, only: Option<&str>) -> Result<(Vec<TableReport>, Option<Lsn>), Error> {
         let mut units = selection::units(&self.source.tables, self.migration);
-        let extra = if only.is_none() { self.extra_tables(&units) } else { Vec::new() };
+        let mut extra = if only.is_none() { self.extra_tables(&units) } else { Vec::new() };
+        if only.is_none() {
+            extra.extend(sequence::lone(&self.sequences, &units));
+        }
         units.retain(|unit| only.is_none_or(|only| unit.holds(only)));
         if let (Some(only), true) = (only, units.is_empty()) {
             return Err(Error::NoSuchTable { table: only.to_owned() });
@@ -283,6 +291,9 @@ impl Round<'_> {
         for unit in &units {
             let began = Instant::now();
             let mut report = TableReport::new(unit.table.table().to_string());
+            for judged in self.sequences.iter().filter(|judged| judged.of(unit)) {
+                judged.report(&mut report);
+            }
             let verified = self.table(unit, &mut pairs, &mut planner, &mut report).await;
             match verified {
                 Ok(verified) => through = through.into_iter().chain(verified).min(),

@@ -9,6 +9,7 @@ mod publication;
 mod render;
 mod row_security;
 mod sample;
+mod sequences;
 pub mod source;
 pub mod target;
 mod transport;
@@ -152,13 +153,15 @@ async fn check_source(
     ours: bool,
     findings: &mut Findings,
 ) -> Result<(), Error> {
-    source::patterns(all, config, findings);
+    source::patterns(all, &sequences::names(source).await?, config, findings);
     source::kinds(all, config, findings);
     source::replication(source, config, findings).await?;
     source::privileges(source, &tables::selected(all, &config.migration), findings).await?;
     source::slot(source, config, ours, findings).await?;
     publication::existing(source, config, all, findings).await?;
     publication::selected(source, config, findings).await?;
+    sequences::followed(source, config, findings).await?;
+    source::large_objects(source, findings).await?;
     source::activity(source, findings).await
 }
 

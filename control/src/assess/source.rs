@@ -216,7 +216,7 @@ pub async fn privileges(source: &Database, selected: &[&Table], findings: &mut F
     Ok(())
 }
 
-/// What an open transaction, a prepared one, and objects outside of tables mean. Also sequences, views, large objects.
+/// What an open transaction, a prepared one, and large objects mean.
 ///
 /// # Errors
 /// `Sql`.
@@ -251,23 +251,29 @@ pub async fn activity(source: &Database, findings: &mut Findings) -> Result<(), 
             ),
         );
     }
-    let sql = "SELECT (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata), (SELECT count(*) FROM pg_catalog.pg_sequences)";
-    let row = source.row("its large objects and sequences", sql, &[]).await?;
-    let (large, sequences): (i64, i64) = (source.get(&row, 0)?, source.get(&row, 1)?);
-    if large > 0 {
-        findings.warning(
-            "large_objects",
-            format!("{large} large object(s) are on the source: logical decoding does not carry them, they are not migrated"),
-            "move them into bytea columns, or copy them by hand while writes are stopped: SELECT lo_export(oid, 'FILE') and \\lo_import",
-        );
-    }
-    if sequences > 0 {
-        findings.note(
-            "sequences",
-            format!("{sequences} sequence(s): they are made on the target, and their values are not in the stream; they are set at the cutover"),
-            "",
-        );
-    }
+    Ok(())
+}
+
+/// Large objects, by OID: nothing else names them.
+///
+/// # Errors
+/// `Sql`.
+pub async fn large_objects(source: &Database, findings: &mut Findings) -> Result<(), Error> {
+    let sql = "SELECT oid FROM pg_catalog.pg_largeobject_metadata ORDER BY oid";
+    let rows = source.rows("its large objects", sql, &[]).await?;
+    let oids = rows.iter().map(|row| source.get::<u32>(row, 0)).collect::<Result<Vec<u32>, Error>>()?;
+    let Some(first) = oids.first() else { return Ok(()) };
+    findings.warning(
+        "large_objects",
+        format!(
+            "{} large object(s) are on the source: logical decoding does not carry them, they are not migrated: {}",
+            oids.len(),
+            listed(oids.iter().map(u32::to_string))
+        ),
+        format!(
+            "move them into bytea columns before: UPDATE … SET content = lo_get(reference); or copy them while writes are stopped, under their OIDs: on the source SELECT encode(lo_get({first}), 'hex'), on the target SELECT lo_from_bytea({first}, decode('…', 'hex'))"
+        ),
+    );
     Ok(())
 }
 
@@ -384,8 +390,8 @@ pub fn kinds(all: &[Table], config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Patterns that name nothing, or stand there twice. Pure.
-pub fn patterns(all: &[Table], config: &Config, findings: &mut Findings) {
+/// Patterns that name nothing, or stand there twice. A sequence is excluded by its name too. Pure.
+pub fn patterns(all: &[Table], sequences: &[(String, String)], config: &Config, findings: &mut Findings) {
     let migration = &config.migration;
     let mut seen = std::collections::HashSet::new();
     for pattern in &migration.tables {
@@ -411,7 +417,8 @@ pub fn patterns(all: &[Table], config: &Config, findings: &mut Findings) {
     for pattern in &migration.exclude {
         let alone =
             service::config::Migration { tables: vec![pattern.clone()], exclude: Vec::new(), ..migration.clone() };
-        if tables::named(all, &alone).is_empty() {
+        let sequence = sequences.iter().any(|(schema, name)| alone.selects(schema, name));
+        if tables::named(all, &alone).is_empty() && !sequence {
             findings.warning(
                 "pattern",
                 format!("[migration] exclude: `{pattern}` excludes nothing"),
@@ -436,6 +443,6 @@ pub fn listed(names: impl Iterator<Item = String>) -> String {
     if more > 0 { format!("{shown} and {more} more") } else { shown }
 }
 
-fn every(names: impl Iterator<Item = String>) -> String {
+pub fn every(names: impl Iterator<Item = String>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }

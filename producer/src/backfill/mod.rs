@@ -318,6 +318,8 @@ impl Backfill {
         };
         self.target = target_types(&self.lane).await;
         let snapshot = Snapshot::take_exact(&self.lane).await?;
+        // Those of a table that is new to the target were told before it had them.
+        self.lane.sequences_wanted.notify_one();
         self.copy(vec![(table, *generation, Under::Fixed(snapshot))], &leaves).await
     }
 }

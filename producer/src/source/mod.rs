@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod identity;
 pub mod publication;
+pub mod sequences;
 pub mod slot;
 
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};

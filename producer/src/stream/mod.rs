@@ -18,7 +18,10 @@ pub mod tables;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use changelog::{Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, origin};
+use changelog::{
+    Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, Sequences, origin,
+    sequence,
+};
 use tokio::sync::Notify;
 
 use crate::assemble::{Assembled, Assembler, Change, ChangeKind, Committed};
@@ -91,13 +94,16 @@ pub struct Stream {
     value: Vec<u8>,
     counts: StreamCounts,
     transactions_topic: String,
+    lane_name: String,
     other_lane: OtherLane,
 }
 
 impl Stream {
     pub fn new(start: Start) -> Stream {
         let transactions_topic = start.lane.topics.transactions();
-        let other_lane = OtherLane::of(&start.lane.config.migration.name, start.lane.direction);
+        let migration = &start.lane.config.migration.name;
+        let other_lane = OtherLane::of(migration, start.lane.direction);
+        let lane_name = origin::lane_name(migration, start.lane.direction);
         Stream {
             start,
             assembler: Assembler::new(),
@@ -108,6 +114,7 @@ impl Stream {
             value: Vec::new(),
             counts: StreamCounts::default(),
             transactions_topic,
+            lane_name,
             other_lane,
         }
     }
@@ -275,9 +282,16 @@ impl Stream {
     }
 
     async fn marker(&mut self, committed: &Committed, position: Position, text: &str) -> Result<(), Error> {
-        let (emitted_at, content) = markers::parse(text);
+        let (emitted_at, mut content) = markers::parse(text);
         let decoded_at_micros = now_micros();
         let emitted_at_micros = emitted_at.unwrap_or(committed.commit_time_micros);
+        if let Some((lane, sequences)) = sequence::announced(content) {
+            if lane == self.lane_name {
+                return self.sequences(committed, position, emitted_at_micros, sequences).await;
+            }
+            // Another migration's of the same database.
+            content = "";
+        }
         observe::capture_lag((decoded_at_micros - emitted_at_micros).max(0) as f64 / 1e6);
         let marker = LaneRecord::Marker(Marker {
             system_identifier: self.start.system_identifier.clone(),
@@ -290,6 +304,26 @@ impl Stream {
         });
         self.counts.markers += 1;
         self.lane_record(&marker, position).await?;
+        self.start.publisher.point(committed.end_lsn);
+        Ok(())
+    }
+
+    async fn sequences(
+        &mut self,
+        committed: &Committed,
+        position: Position,
+        read_at_micros: i64,
+        sequences: Vec<changelog::Sequence>,
+    ) -> Result<(), Error> {
+        let read = LaneRecord::Sequences(Sequences {
+            system_identifier: self.start.system_identifier.clone(),
+            timeline: self.start.timeline,
+            position,
+            end_lsn: committed.end_lsn,
+            read_at_micros,
+            sequences,
+        });
+        self.lane_record(&read, position).await?;
         self.start.publisher.point(committed.end_lsn);
         Ok(())
     }
