@@ -13,8 +13,8 @@ use changelog::control::PartitionCount;
 use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
 use changelog::table::{Column, Identity};
 use changelog::{
-    Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn, Manifest,
-    Marker, Op, Position, Sequence, Sequences, TableName, TableShape, Value, control, ledger, schema, text,
+    Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn,
+    Manifest, Marker, Op, Position, Sequence, Sequences, TableName, TableShape, Value, control, ledger, schema, text,
 };
 
 const DECIMAL_10_4: i32 = ((10 << 16) | 4) + 4;

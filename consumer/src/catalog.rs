@@ -88,6 +88,8 @@ pub struct Alteration {
     pub schema_id: u32,
     pub shape: Arc<TableShape>,
     pub statements: Vec<String>,
+    /// The table was another before: a copy from then does not fit any more.
+    pub changed: bool,
 }
 
 /// What the target's table is like, in the source's terms, and from where on.
@@ -168,7 +170,9 @@ impl Relations {
                 None => self.earlier(&name, schema_id).await?,
             };
             let statements = statements(connection, (prior.as_deref(), &shape), &target, position).await?;
-            let alteration = Alteration { table: name.clone(), position, schema_id, shape: shape.clone(), statements };
+            let changed = prior.is_some() || !statements.is_empty();
+            let (table, shape) = (name.clone(), shape.clone());
+            let alteration = Alteration { table, position, schema_id, shape, statements, changed };
             if !alteration.statements.is_empty() {
                 return Ok(Met::Alter(alteration));
             }
@@ -292,12 +296,14 @@ async fn statements(
 /// # Errors
 /// `Target`.
 pub async fn set_current(connection: &mut PgConnection, lane: &str, alteration: &Alteration) -> Result<(), Error> {
-    let sql = "INSERT INTO dflux.table_schema (lane, schema_name, table_name, schema_id, commit_lsn, ordinal, part) \
-               VALUES ($1, $2, $3, $4, $5::pg_lsn, $6, $7) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
-               (schema_id, commit_lsn, ordinal, part) = (excluded.schema_id, excluded.commit_lsn, excluded.ordinal, excluded.part)";
+    let sql = "INSERT INTO dflux.table_schema AS held (lane, schema_name, table_name, schema_id, commit_lsn, ordinal, part, changed_lsn) \
+               VALUES ($1, $2, $3, $4, $5::pg_lsn, $6, $7, CASE WHEN $8 THEN $5::pg_lsn END) \
+               ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET schema_id = excluded.schema_id, \
+               commit_lsn = excluded.commit_lsn, ordinal = excluded.ordinal, part = excluded.part, \
+               changed_lsn = coalesce(excluded.changed_lsn, held.changed_lsn)";
     let Position { commit_lsn, ordinal, part } = alteration.position;
     let query = sqlx::query(sql).bind(lane).bind(&alteration.table.schema).bind(&alteration.table.name);
     let query = query.bind(alteration.schema_id as i32).bind(commit_lsn.to_string());
-    let query = query.bind(ordinal as i64).bind(part as i32);
+    let query = query.bind(ordinal as i64).bind(part as i32).bind(alteration.changed);
     query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_schema"))
 }

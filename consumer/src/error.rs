@@ -1,7 +1,10 @@
 //! What can go wrong in the consumer: each with what the program does about it, and what a person can do.
 
+use changelog::table::quote_literal;
 use changelog::{Position, TableName};
 use service::Hint;
+
+use crate::enums;
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +94,6 @@ pub fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
 }
 
-/// The statement that lets an enum take the value that it refused. The server names type and value only in its words; where they
-/// are not English, there is none.
-fn enum_value(error: &sqlx::Error) -> Option<String> {
-    let message = error.as_database_error()?.message();
-    let (type_name, value) = message.strip_prefix("invalid input value for enum ")?.split_once(": \"")?;
-    let value = value.strip_suffix('"')?;
-    Some(format!("ALTER TYPE {type_name} ADD VALUE {}", changelog::table::quote_literal(value).trim_start()))
-}
-
 /// Whether a partitioned table has no place for a row: a check that failed and has no name.
 pub fn lacks_partition(error: &sqlx::Error) -> bool {
     let lacks = |error: &dyn sqlx::error::DatabaseError| {
@@ -109,6 +103,14 @@ pub fn lacks_partition(error: &sqlx::Error) -> bool {
 }
 
 impl Error {
+    /// What the target's server said.
+    pub fn of_target(&self) -> Option<&sqlx::Error> {
+        match self {
+            Error::Target { source, .. } | Error::Refused { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     pub fn remedy(&self) -> Remedy {
         match self {
             Error::Service(error) if error.transient() => Remedy::Retry,
@@ -206,13 +208,11 @@ impl Hint for Error {
                     "the target holds a row that the source does not have: compare with validator check --table {table}, \
                      then dflux resync {table}"
                 ),
-                Some("22P02") if enum_value(source).is_some() => {
-                    let statement = enum_value(source).unwrap_or_default();
-                    format!(
-                        "run in the target: {statement} (BEFORE or AFTER its neighbour, as in the source); then start the \
-                         consumer again: it goes on there"
-                    )
-                }
+                Some("22P02") if let Some((type_name, value)) = enums::refused(source) => format!(
+                    "run in the target: ALTER TYPE {type_name} ADD VALUE {}, BEFORE or AFTER its neighbour as in the source; then \
+                     start the consumer again: it goes on there",
+                    quote_literal(value)
+                ),
                 Some("42501") => {
                     format!("GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {table} to the target's role")
                 }

@@ -25,7 +25,7 @@ use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
 use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
-use crate::{Error, observe, reread};
+use crate::{Error, enums, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
 ///
@@ -60,6 +60,7 @@ pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
                     backoff.reset();
                 }
             }
+            Remedy::Stop if epoch.is_some() && life.mended(&error).await => {}
             Remedy::Stop => {
                 health.unwell(&format!("stopped: {error}"));
                 observe::stopped(&error.to_string());
@@ -317,6 +318,20 @@ impl Life {
                 }
             }
         }
+    }
+
+    /// Whether the lane can go on where it was: an enum has got the value that the target refused.
+    async fn mended(&self, error: &Error) -> bool {
+        let Some(refused) = error.of_target().and_then(enums::refused) else { return false };
+        let carried = async {
+            let client = Address::parse("source", &self.source_url)?.connect("dflux consumer").await?;
+            let mut connection = self.sessions.open(Purpose::Heartbeat).await?;
+            enums::carry(&client, &mut connection, refused).await
+        };
+        carried.await.unwrap_or_else(|error| {
+            observe::trouble(&error);
+            false
+        })
     }
 
     /// Leaves word in the target; that this fails too must not hide the error itself.

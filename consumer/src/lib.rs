@@ -12,6 +12,7 @@
 pub mod array;
 pub mod catalog;
 pub mod dialect;
+pub mod enums;
 pub mod error;
 pub mod event;
 pub mod evolve;

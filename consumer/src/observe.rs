@@ -205,6 +205,11 @@ pub fn altered(table: &str, position: &changelog::Position, statement: &str) {
     tracing::info!(table, %position, statement, "table altered as in the source");
 }
 
+/// An enum of the target got a value that the source's has.
+pub fn enum_altered(statement: &str) {
+    tracing::info!(statement, "enum altered as in the source");
+}
+
 pub fn replica_role_not_granted() {
     tracing::warn!(
         "session_replication_role cannot be set by this role: keep user triggers and foreign keys out of the target until the cutover"

@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS dflux.table_state (
 );
 CREATE TABLE IF NOT EXISTS dflux.table_schema (
     lane text, schema_name text, table_name text, schema_id int, commit_lsn pg_lsn, ordinal bigint, part int,
-    PRIMARY KEY (lane, schema_name, table_name)
+    changed_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name)
 );
 CREATE TABLE IF NOT EXISTS dflux.schema_step (
     id bigserial PRIMARY KEY, migration text, kind text, schema_name text, table_name text, name text,

@@ -53,6 +53,8 @@ pub enum Error {
     NotCopied { table: String },
     #[error("table {table} is being built again already")]
     Resyncing { table: TableName },
+    #[error("the newest copy of table {table} in the topics is older than a change of the table at {changed}")]
+    CopyOutdated { table: TableName, changed: changelog::Lsn },
     #[error("slot {slot} is in use by process {pid} of the source")]
     SlotInUse { slot: String, pid: i32 },
     #[error("a consumer applies lane {lane} on the target (process {pid})")]
@@ -96,6 +98,7 @@ impl Error {
             | Error::NoLane { .. }
             | Error::NotCopied { .. }
             | Error::Resyncing { .. }
+            | Error::CopyOutdated { .. }
             | Error::SlotInUse { .. }
             | Error::LaneInUse { .. }
             | Error::Unconfirmed
@@ -133,6 +136,7 @@ impl Hint for Error {
                 "name it schema.table, as dflux status lists it; of a partition, its partitioned table".into()
             }
             Error::Resyncing { .. } => "dflux status --watch shows how far it is".into(),
+            Error::CopyOutdated { table, .. } => format!("dflux resync {table}, without --replay: it is copied as it is now"),
             Error::SlotInUse { slot, .. } => {
                 format!("stop the producer of this migration, or choose another name than {slot} in [migration] slot")
             }

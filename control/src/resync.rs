@@ -54,6 +54,7 @@ pub async fn run(config: &Config, argument: &str, from: From, wait: Option<Durat
         }
         None => {
             let (table, generation) = copied(&records, argument)?;
+            fits(config, &target, (&table, generation), &records).await?;
             ask_consumer(config, &target, (&table, generation)).await?;
             println!("requested: {table} is replayed from the topics, from the copy of generation {generation} on");
             (table, generation)
@@ -89,6 +90,31 @@ async fn ask_consumer(config: &Config, target: &Database, (table, generation): (
     let parameters: [crate::database::Parameter<'_>; 4] = [&lane, &table.schema, &table.name, &generation];
     match target.execute("asking for a replay", sql, &parameters).await? {
         0 => Err(Error::Resyncing { table: table.clone() }),
+        _ => Ok(()),
+    }
+}
+
+/// A copy from before a change of the table would be loaded into a table that is like it no more.
+async fn fits(
+    config: &Config,
+    target: &Database,
+    (table, generation): (&TableName, u32),
+    records: &[LedgerRecord],
+) -> Result<(), Error> {
+    let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
+    let sql = "SELECT changed_lsn::text FROM dflux.table_schema
+        WHERE (lane, schema_name, table_name) = ($1, $2, $3) AND changed_lsn IS NOT NULL";
+    let rows = target.rows("the changes of the table", sql, &[&lane, &table.schema, &table.name]).await?;
+    let Some(row) = rows.first() else { return Ok(()) };
+    let changed: changelog::Lsn = target.get::<String>(row, 0)?.parse().unwrap_or_default();
+    let copied = records.iter().filter_map(|record| match record {
+        LedgerRecord::TableCopied(copied) if copied.table == *table && copied.generation == generation => {
+            Some(copied.snapshot_lsn)
+        }
+        _ => None,
+    });
+    match copied.max() {
+        Some(copied) if copied < changed => Err(Error::CopyOutdated { table: table.clone(), changed }),
         _ => Ok(()),
     }
 }

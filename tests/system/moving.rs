@@ -78,9 +78,13 @@ impl Moving {
         producer.process().wait_until("the producer has read it", LIMIT, received).unwrap();
     }
 
-    /// Returns when no table is being read again.
-    pub fn settled(&self) {
-        self.becomes("all tables are live", "SELECT count(*) = 0 FROM dflux.table_state WHERE state <> 'live'");
+    /// Returns when a table that is built again is live as this generation.
+    pub fn settled_again(&self, table: &str, generation: u32) {
+        let live = format!(
+            "SELECT coalesce(bool_or(state = 'live' AND generation >= {generation}), false) FROM dflux.table_state \
+             WHERE table_name = '{table}'"
+        );
+        self.becomes("the table is live again", &live);
     }
 
     /// Starts a service again, killed now if it was not before.
