@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use changelog::{Marker, Position, Sequence, TableName};
 use foldhash::{HashMap, HashMapExt};
 use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::{Arguments, AssertSqlSafe, Connection, Row};
+use sqlx::{Arguments, AssertSqlSafe, Row};
 
-use crate::catalog::Alteration;
 use crate::dialect::{Expect, Statement, statements};
 use crate::error::{code, lacks_partition, target, transient};
 use crate::event::{PartitionIndex, RawEvent};
@@ -22,7 +21,9 @@ use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
 use crate::sequence::Sequences;
 use crate::target::{Marking, now_micros, run};
-use crate::{Error, catalog, observe};
+use crate::{Error, observe};
+
+mod whole_table;
 
 /// How often a deadlock or serialization failure is tried again before the session is given up.
 const PASSING_ATTEMPTS: u32 = 20;
@@ -32,9 +33,6 @@ const JOINED_CHANGES_MAX: usize = 500;
 const JOINED_STATEMENTS_MAX: usize = 8;
 /// So many different ones are prepared at most; what comes then goes statement by statement.
 const JOINED_TEXTS_MAX: usize = 300;
-
-/// A change of a table waits so long for the sessions that read it, and is then tried again: others would queue behind it.
-const ALTER_WITHIN: &str = "SET LOCAL lock_timeout = '5s'";
 
 /// What one flush applies.
 #[derive(Debug, Default)]
@@ -452,70 +450,6 @@ impl Applier {
             .map_err(target("dflux.offset_hint"))?;
         self.hinted_at = Instant::now();
         Ok(())
-    }
-
-    /// Empties a table of which a copy will be loaded, and says so in the target: from here on the lane leaves it alone.
-    /// `anew`: the copy was made after what the table was last known to be like.
-    ///
-    /// # Errors
-    /// `Target`, `Fenced`.
-    pub async fn suspend(&mut self, table: &TableName, generation: u32, anew: bool) -> Result<(), Error> {
-        self.begin().await?;
-        // Not TRUNCATE, which a foreign key of another table forbids.
-        let rows = catalog::table(&mut self.connection, table).await?.rows_of(table);
-        let sql = format!("DELETE FROM {rows}");
-        run(&mut self.connection, &sql).await.map_err(target(format!("emptying {table}")))?;
-        let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
-        let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
-        query.execute(&mut self.connection).await.map_err(target("dflux.incomplete"))?;
-        // Of a copy that is loaded once more, nothing is there any longer.
-        let sql =
-            "DELETE FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3 AND generation = $4";
-        let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
-        query.execute(&mut self.connection).await.map_err(target("dflux.chunk"))?;
-        if anew {
-            let sql = "INSERT INTO dflux.table_schema (lane, schema_name, table_name, commit_lsn, ordinal, part) \
-                       VALUES ($1, $2, $3, '0/0', 0, 0) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET schema_id = NULL";
-            let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
-            query.execute(&mut self.connection).await.map_err(target("dflux.table_schema"))?;
-        }
-        let sql = "INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) \
-                   VALUES ($1, $2, $3, $4, 'resyncing') ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
-                   generation = excluded.generation, state = excluded.state, replay_from = NULL";
-        let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
-        query.execute(&mut self.connection).await.map_err(target("dflux.table_state"))?;
-        self.still_leading().await?;
-        run(&mut self.connection, "COMMIT").await.map_err(target("the commit"))?;
-        self.open = false;
-        Ok(())
-    }
-
-    /// Makes a table like the events that follow, in the transaction that is open, or in one that it opens.
-    ///
-    /// # Errors
-    /// `SchemaChange` with the statement that was refused; `Target` if it may pass later.
-    pub async fn alter(&mut self, alteration: &Alteration) -> Result<(), Error> {
-        if !self.open {
-            self.begin().await?;
-        }
-        run(&mut self.connection, ALTER_WITHIN).await.map_err(target("SET lock_timeout"))?;
-        for statement in &alteration.statements {
-            run(&mut self.connection, statement).await.map_err(|source| match transient(&source) {
-                true => Error::Target { what: statement.clone(), source },
-                false => Error::SchemaChange {
-                    table: alteration.table.clone(),
-                    position: alteration.position,
-                    what: format!("has changed, and the target refuses the same: {source}"),
-                    statement: statement.clone(),
-                    copy_again: false,
-                },
-            })?;
-            observe::altered(&alteration.table.to_string(), &alteration.position, statement);
-        }
-        run(&mut self.connection, "SET LOCAL lock_timeout = 0").await.map_err(target("SET lock_timeout"))?;
-        // What was prepared for the table as it was.
-        self.connection.clear_cached_statements().await.map_err(target("DEALLOCATE"))?;
-        catalog::set_current(&mut self.connection, &self.lane, alteration).await
     }
 
     async fn still_leading(&mut self) -> Result<(), Error> {
