@@ -157,6 +157,69 @@ fn the_real_messages_are_of_every_kind_and_are_read_as_another_decoder_reads_the
     assert_eq!(kinds.iter().collect::<String>(), "BCDIMORTUY");
 }
 
+const FUZZED: usize = 1_200_000;
+/// Numbers that lengths and counts should never be.
+const EXTREMES: [&[u8]; 5] = [&[0xff; 4], &[0x7f, 0xff, 0xff, 0xff], &[0x80, 0, 0, 0], &[0; 8], &[0xff, 0xff]];
+
+/// xorshift64*: the same inputs in each run, so a failure comes again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % end.max(1)
+    }
+}
+
+/// One thing that goes wrong on a wire or in a hostile server.
+fn damage(random: &mut Random, bytes: &mut Vec<u8>, corpus: &[Bytes]) {
+    let place = random.below(bytes.len());
+    match random.below(7) {
+        0 => bytes.truncate(place),
+        1 => bytes.insert(place, random.below(256) as u8),
+        2 if !bytes.is_empty() => drop(bytes.remove(place)),
+        3 => {
+            let other = &corpus[random.below(corpus.len())];
+            bytes.truncate(place);
+            bytes.extend_from_slice(&other[random.below(other.len())..]);
+        }
+        4 => {
+            let extreme = EXTREMES[random.below(EXTREMES.len())];
+            let end = (place + extreme.len()).min(bytes.len());
+            bytes.splice(place..end, extreme.iter().copied());
+        }
+        5 if !bytes.is_empty() => bytes[place] ^= 1 << random.below(8),
+        _ if !bytes.is_empty() => bytes[place] = random.below(256) as u8,
+        _ => {}
+    }
+}
+
+/// More than a million inputs, each real messages damaged one to four times: never a panic, and what is taken is taken whole.
+#[test]
+fn damaged_messages_are_messages_or_errors_and_never_a_panic() {
+    let (corpus, mut random, mut taken) = (corpus(), Random(0x00df_10ef), 0);
+    for _input in 0..FUZZED {
+        let mut bytes = corpus[random.below(corpus.len())].to_vec();
+        for _damage in 0..=random.below(4) {
+            damage(&mut random, &mut bytes, &corpus);
+        }
+        let bytes = Bytes::from(bytes);
+        match decode(bytes.clone()) {
+            Ok(message) => {
+                taken += 1;
+                assert_eq!(encode(&plain(&message)), canonical(&message, bytes));
+            }
+            Err(error) => assert!(!error.hint().is_empty(), "{error}"),
+        }
+    }
+    assert!(
+        (FUZZED / 50..FUZZED).contains(&taken),
+        "{taken} of {FUZZED} were messages: too few or too many to tell anything"
+    );
+}
+
 #[test]
 fn an_error_names_the_message_and_the_offset() {
     let cases: [(&[u8], &str); 12] = [
