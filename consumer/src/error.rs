@@ -60,8 +60,15 @@ pub enum Error {
     TableUnfit { table: String, what: String },
     #[error("table {table} in the target has no partition for a row of {what}")]
     PartitionMissing { table: String, what: String, source: sqlx::Error },
-    #[error("{op} on {table} at {position} was refused by the target")]
-    Refused { table: String, op: &'static str, position: Position, source: sqlx::Error },
+    #[error("{op} on {table} at {position}{} was refused by the target", hashed(key_hash))]
+    Refused {
+        table: String,
+        op: &'static str,
+        position: Position,
+        /// Where one event is at fault: `md5` of its key, as in `dflux.divergence`. Keys may be personal.
+        key_hash: Option<String>,
+        source: sqlx::Error,
+    },
     #[error("{op} on {table} at {position} has no {image} image")]
     ImageMissing { table: String, op: &'static str, position: Position, image: &'static str },
     #[error("update of {table} at {position} sets column {column}, which is GENERATED ALWAYS in the target")]
@@ -92,6 +99,10 @@ pub fn transient(error: &sqlx::Error) -> bool {
 /// The SQLSTATE, if the server sent one.
 pub fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
+}
+
+fn hashed(key_hash: &Option<String>) -> String {
+    key_hash.as_ref().map(|hash| format!(" (key hash {hash})")).unwrap_or_default()
 }
 
 /// Whether a partitioned table has no place for a row: a check that failed and has no name.

@@ -1,6 +1,7 @@
 //! Events as they travel from the reading thread to the target: undecoded, in parcels that own their bytes.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use changelog::{EventDecoder, Head, Header, Manifest, Marker, Sequences, avro};
@@ -102,6 +103,16 @@ pub enum Item {
         read: Sequences,
         offset: i64,
     },
+}
+
+/// Stops a thread when dropped.
+#[derive(Debug)]
+pub struct Stop(pub Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A run of items, sent at once.

@@ -167,6 +167,13 @@ impl Evolution<'_> {
             let what = format!("has column {} of type {}, which the target lacks", column.name, column.type_name);
             return Err(self.refuse(what, &format!("ADD COLUMN {name} {}", column.type_name)));
         };
+        if definition.attnum == 0 {
+            let what = format!(
+                "has got column {}, which was renamed or dropped by the time that it was described",
+                column.name
+            );
+            return Err(Refusal { copy_again: true, ..self.refuse(what, &format!("ADD COLUMN {name} {declared}")) });
+        }
         if column.rewritten() {
             let default = definition.default.as_deref();
             let what = match default {

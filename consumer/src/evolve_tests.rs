@@ -139,6 +139,8 @@ fn nothing_is_guessed() {
     let refusal = refused(&[id.clone(), a.clone()], &[id.clone(), column("a", 3)], &["id", "a"]);
     assert!(refusal.copy_again && refusal.statement.is_empty());
     assert!(refused(&[id.clone(), a], &[id.clone(), column("z", 2)], &["id", "a", "z"]).what.contains("has both"));
+    // The catalog does not know the column any more, and so not what its rows held.
+    assert!(refused(std::slice::from_ref(&id), &[id.clone(), column("gone", 0)], &["id"]).copy_again);
     let refusal = refused(std::slice::from_ref(&id), &[id.clone(), typed("m", 2, "s.mood")], &["id"]);
     assert!(refusal.what.contains("s.mood"));
 }

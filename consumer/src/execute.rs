@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use changelog::{Marker, Position, Sequence, TableName};
 use foldhash::{HashMap, HashMapExt};
+use md5::{Digest, Md5};
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::{Arguments, AssertSqlSafe, Row};
 
 use crate::dialect::{Expect, Statement, statements};
-use crate::error::{code, lacks_partition, target, transient};
+use crate::error::{Remedy, code, lacks_partition, target, transient};
 use crate::event::{PartitionIndex, RawEvent};
 use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
@@ -156,7 +157,43 @@ impl Applier {
     /// `Fenced`, `Refused` (with the record), `Target`. Whatever was not committed is undone with the session.
     pub async fn flush(&mut self, batch: &mut Batch, prepared: Vec<Statement>, commit: bool) -> Result<(), Error> {
         self.absorb(batch);
-        let batch = &*batch;
+        let alone = !self.open;
+        match self.whole(batch, prepared, commit).await {
+            Err(error) if alone && commit && error.remedy() == Remedy::Stop && self.scope == Scope::Lane => {
+                run(&mut self.connection, "ROLLBACK").await.map_err(target("rolling back"))?;
+                self.open = false;
+                self.singly(std::mem::take(&mut batch.changes), batch.applied).await
+            }
+            other => other,
+        }
+    }
+
+    /// One transaction after the other: the lane stops at the one that is at fault, and not where the batch began. Not for the
+    /// end of a transaction whose beginning is in the target already. `end`: what is reached behind the last one.
+    ///
+    /// # Errors
+    /// Those of the first that cannot be applied.
+    pub async fn singly(&mut self, mut changes: Vec<Change>, end: Option<Applied>) -> Result<(), Error> {
+        let commit_lsn = |change: &Change| change.event.header.position.commit_lsn;
+        // Of these a part may stay behind; hints that are missing cost a search.
+        self.tails.clear();
+        while let Some(lsn) = changes.first().map(commit_lsn) {
+            let rest = changes.split_off(changes.partition_point(|change| commit_lsn(change) <= lsn));
+            let applied = rest.first().map(|next| Applied::before(commit_lsn(next))).or(end);
+            let batch = Batch { changes, transactions: 1, applied, ..Batch::default() };
+            let prepared = prepare(&batch.changes)?;
+            self.attempt(&batch, prepared, true).await?;
+            changes = rest;
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction of the source is in the target in part.
+    pub fn inside(&self) -> bool {
+        self.open
+    }
+
+    async fn whole(&mut self, batch: &Batch, prepared: Vec<Statement>, commit: bool) -> Result<(), Error> {
         if commit && self.joins(batch, &prepared) && self.together(batch, &prepared).await? {
             return Ok(());
         }
@@ -338,7 +375,7 @@ impl Applier {
                     continue;
                 }
                 let (expect, table, position) = (statement.expect, statement.table.clone(), statement.position);
-                let affected = self.statement(statement, false).await?;
+                let affected = self.statement(statement, false).await.map_err(|failure| named(failure, &step))?;
                 if matches!(expect, Expect::Rows(expected) if affected != expected) {
                     missed = true;
                     self.divergence(&step, &table, position).await?;
@@ -360,7 +397,7 @@ impl Applier {
             let table = table.to_string();
             Failure::Final(match lacks_partition(&source) {
                 true => Error::PartitionMissing { table, what: format!("the {op} at {position}"), source },
-                false => Error::Refused { table, op, position, source },
+                false => Error::Refused { table, op, position, key_hash: None, source },
             })
         };
         if let Some(rows) = rows {
@@ -545,6 +582,15 @@ fn sole_event<'a>(step: &Step<'a>) -> Option<&'a RawEvent> {
         Step::KeyChange { delete, .. } => Some(delete),
         Step::Truncate(_) => None,
     }
+}
+
+/// The failure of a step that is one event, with what tells its record from others.
+fn named(mut failure: Failure, step: &Step<'_>) -> Failure {
+    if let (Failure::Final(Error::Refused { key_hash, position, .. }), Some(event)) = (&mut failure, sole_event(step)) {
+        *position = event.header.position;
+        *key_hash = Some(Md5::digest(event.key()).iter().map(|byte| format!("{byte:02x}")).collect());
+    }
+    failure
 }
 
 /// Whether the session may still be used after this error.

@@ -13,9 +13,10 @@ use tokio::sync::mpsc;
 
 use crate::Error;
 use crate::error::contract;
+use crate::event::Stop;
 use crate::ledger::Ledger;
 use crate::load::Loading;
-use crate::subscribe::{Reader, Stop, poll};
+use crate::subscribe::{Reader, poll};
 use crate::target::now_micros;
 
 const POLL: Duration = Duration::from_millis(200);

@@ -287,6 +287,8 @@ impl Life {
             queue: std::collections::VecDeque::new(),
             batch: Batch::default(),
             inside: false,
+            at: Lsn::ZERO,
+            refused: false,
             uncommitted: false,
             control: None,
             applied: row.applied,

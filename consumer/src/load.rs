@@ -25,10 +25,11 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{Mutex, mpsc};
 
 use crate::error::{code, contract, lacks_partition, target};
+use crate::event::Stop;
 use crate::follow::Following;
 use crate::ledger::Generations;
 use crate::pipeline::Pulse;
-use crate::subscribe::{Queue, Reader, Stop, poll};
+use crate::subscribe::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, Sessions, now_micros, run};
 use crate::{Error, catalog, observe};
 

@@ -12,6 +12,7 @@ use service::{Shutdown, config};
 use tokio::sync::mpsc;
 
 use crate::catalog::{Met, Relations};
+use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
 use crate::execute::{Applier, Batch, Tail, prepare};
 use crate::merge::Applied;
@@ -62,6 +63,10 @@ pub struct Pipeline<'a> {
     pub batch: Batch,
     /// Within a source transaction.
     pub inside: bool,
+    /// The commit LSN of that, or of the last one.
+    pub at: Lsn,
+    /// The target has refused a batch: what is pending stands behind it.
+    pub refused: bool,
     /// A part of it is in the target, in an open transaction.
     pub uncommitted: bool,
     pub control: Option<u16>,
@@ -75,6 +80,30 @@ impl Pipeline<'_> {
     /// # Errors
     /// Everything that the lane can meet.
     pub async fn run(&mut self) -> Result<Ended, Error> {
+        match self.items().await {
+            Err(error) if error.remedy() == Remedy::Stop && !self.refused => {
+                self.complete().await?;
+                Err(error)
+            }
+            ended => ended,
+        }
+    }
+
+    /// Nobody but a person can help: what is whole goes into the target, so that the lane stops at the transaction that is at
+    /// fault.
+    async fn complete(&mut self) -> Result<(), Error> {
+        self.settle().await?;
+        let Some(applier) = self.applier.as_mut().filter(|applier| !applier.inside()) else { return Ok(()) };
+        let mut batch = std::mem::take(&mut self.batch);
+        let mut end = batch.applied;
+        if self.inside {
+            batch.changes.retain(|change| change.event.header.position.commit_lsn < self.at);
+            end = Some(Applied::before(self.at));
+        }
+        applier.singly(batch.changes, end).await
+    }
+
+    async fn items(&mut self) -> Result<Ended, Error> {
         loop {
             self.pulse.store(now_micros(), Ordering::Relaxed);
             if !self.inside
@@ -167,6 +196,7 @@ impl Pipeline<'_> {
         self.pulse.store(now_micros(), Ordering::Relaxed);
         let (applier, batch, result) = landed.map_err(|_| Error::Thread { what: "applies a batch" })?;
         self.applier = Some(applier);
+        self.refused = result.is_err();
         result?;
         if let Some(applied) = batch.applied {
             self.applied = applied;
@@ -261,6 +291,7 @@ impl Pipeline<'_> {
                     self.flush(false).await?;
                 }
                 self.inside = true;
+                self.at = event.header.position.commit_lsn;
                 self.tail(event.partition, event.offset, event.header.position);
                 self.event(event).await?;
             }
@@ -363,7 +394,13 @@ impl Pipeline<'_> {
     /// Plans the batch while the one before is on its way, then sends it after it.
     async fn flush(&mut self, commit: bool) -> Result<(), Error> {
         let mut batch = std::mem::take(&mut self.batch);
-        let prepared = prepare(&batch.changes)?;
+        let prepared = match prepare(&batch.changes) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.batch = batch;
+                return Err(error);
+            }
+        };
         self.settle().await?;
         let mut applier = self.applier.take().ok_or(Error::Thread { what: "applies a batch" })?;
         if !commit {

@@ -19,7 +19,7 @@ use service::config;
 use tokio::sync::mpsc;
 
 use crate::error::contract;
-use crate::event::{Arena, Item, Parcel, PartitionIndex, RawEvent};
+use crate::event::{Arena, Item, Parcel, PartitionIndex, RawEvent, Stop};
 use crate::merge::{Applied, Merge, Merged, PartitionName, Place};
 use crate::target::now_micros;
 use crate::{Error, observe};
@@ -236,23 +236,15 @@ pub struct LaneParameters {
     pub hints: HashMap<(String, i32), Hint>,
 }
 
-/// Stops a thread when dropped.
-#[derive(Debug)]
-pub struct Stop(pub Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// Starts the reading thread. The channel's last word is its error, if it ended with one.
 pub fn start(parameters: LaneParameters) -> (mpsc::Receiver<Result<Parcel, Error>>, Stop) {
     let (sender, receiver) = mpsc::channel(8);
     let stop = Arc::new(AtomicBool::new(false));
     let seen = stop.clone();
     std::thread::spawn(move || {
-        let result = LaneThread::new(parameters, sender.clone(), seen).and_then(|mut thread| thread.run());
+        // What was read before an error goes first.
+        let run = |mut thread: LaneThread| thread.run().or_else(|error| thread.send().and(Err(error)));
+        let result = LaneThread::new(parameters, sender.clone(), seen).and_then(run);
         if let Err(error) = result {
             // Nobody listens any more if the lane was given up.
             let _ = sender.blocking_send(Err(error));

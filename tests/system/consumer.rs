@@ -378,6 +378,29 @@ fn a_lost_event_is_a_named_error() {
 }
 
 #[test]
+fn an_event_that_cannot_be_read_stops_the_lane_before_its_transaction_and_is_named() {
+    // Cut off, of a schema that the registry does not know, of no frame at all.
+    let broken: [(&str, fn(&mut Vec<u8>)); 3] = [
+        ("public.a at 0/1200 (ordinal 0)", |value| value.truncate(value.len() - 3)),
+        ("schema id 2000000000", |value| value[1..5].copy_from_slice(&2_000_000_000_u32.to_be_bytes())),
+        ("offset 1", |value| value[0] = 9),
+    ];
+    for (at, (named, breaks)) in broken.into_iter().enumerate() {
+        let mut feed = accounts(&format!("broken{at}"));
+        feed.transaction(&[insert("a", "1|x|1")]);
+        let lsn = feed.next_lsn();
+        let mut records = feed.records(lsn, &[insert("a", "2|x|1"), insert("b", "1|y")]);
+        breaks(&mut records[0].value);
+        feed.write(&records);
+        let log = feed.ends(&feed.started());
+        assert!(log.contains(named) && log.contains("hint: "), "{named}: {log}");
+        assert_eq!(all(&feed, "a"), ["(1,x,1)"], "{named}: {log}");
+        assert!(all(&feed, "b").is_empty());
+        assert!(feed.rows("SELECT error FROM dflux.lane")[0].contains(named));
+    }
+}
+
+#[test]
 fn another_source_under_the_same_name_is_a_named_error() {
     let mut feed = accounts("foreign");
     let service = feed.started();
@@ -395,7 +418,10 @@ fn a_column_that_the_target_lacks_is_named_before_anything_is_applied() {
     feed.target.run("ALTER TABLE a DROP COLUMN v").unwrap();
     feed.transaction(&[insert("b", "1|x"), insert("a", "1|x|1")]);
     let log = feed.ends(&feed.started());
-    assert!(log.contains("lacks column v") && log.contains("hint: ALTER TABLE public.a ADD COLUMN v"), "{log}");
+    assert!(
+        log.contains("has got column v") && log.contains("ALTER TABLE \"public\".\"a\" ADD COLUMN \"v\" text"),
+        "{log}"
+    );
     assert!(log.contains("dflux resync public.a"), "{log}");
     assert!(all(&feed, "b").is_empty());
     feed.target.run("ALTER TABLE a ADD COLUMN v text").unwrap();

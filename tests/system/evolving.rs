@@ -104,6 +104,80 @@ fn columns_added_dropped_and_renamed_reach_the_target_in_order_and_with_their_ro
     assert_all_same(&moving);
 }
 
+/// What the target is, the change that it cannot take, what its server says, and the remedy.
+const UNFIT: [(&str, &str, &str, &str); 5] = [
+    (
+        "ALTER TABLE plain ADD CHECK (a < 1000)",
+        "INSERT INTO plain VALUES (400, 1000, 'b', 'c')",
+        "check constraint",
+        "ALTER TABLE plain DROP CONSTRAINT plain_a_check",
+    ),
+    (
+        "ALTER TABLE plain ALTER b SET NOT NULL",
+        "UPDATE plain SET b = NULL WHERE id = 400",
+        "not-null constraint",
+        "ALTER TABLE plain ALTER b DROP NOT NULL",
+    ),
+    (
+        "ALTER TABLE plain ALTER a TYPE smallint",
+        "UPDATE plain SET a = 70000 WHERE id = 400",
+        "out of range",
+        "ALTER TABLE plain ALTER a TYPE int",
+    ),
+    (
+        "ALTER TABLE plain ALTER c TYPE varchar(9)",
+        "UPDATE plain SET c = 'ten letters' WHERE id = 400",
+        "too long",
+        "ALTER TABLE plain ALTER c TYPE text",
+    ),
+    (
+        "CREATE UNIQUE INDEX more ON plain (b)",
+        "UPDATE plain SET b = 'b5' WHERE id = 400",
+        "unique constraint",
+        "DROP INDEX more",
+    ),
+];
+
+#[test]
+fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_there_after_the_remedy() {
+    let mut moving = Moving::shared("unfit");
+    moving.source.run(SCHEMA).unwrap();
+    moving.prepare();
+    moving.start();
+    for (unfit, sql, said, remedy) in UNFIT {
+        moving.caught_up();
+        moving.services[1].kill();
+        moving.target.run(unfit).unwrap();
+        // One transaction: the rest of it waits with the change that is refused.
+        moving.source.run("UPDATE whole SET a = a + 1").unwrap();
+        moving.source.run(&format!("BEGIN; UPDATE keyless SET a = a + 1; {sql}; COMMIT")).unwrap();
+        moving.source.run("UPDATE parted SET a = a + 1").unwrap();
+        moving.restart(1);
+        let ended = moving.services[1].process().wait_ended(LIMIT).unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+        assert_eq!(ended.code(), Some(1), "{sql}");
+        let status = run("dflux", &moving.migration.config(), ["status", "--json"]).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+        let (error, hint) =
+            (status["lanes"][0]["error"].as_str().unwrap(), status["lanes"][0]["hint"].as_str().unwrap());
+        // The key: a union's branch 1, then 400 in Avro's zigzag.
+        let hash = moving.source.value("SELECT md5('\\x02a006'::bytea)").unwrap();
+        for part in [&format!("key hash {hash}"), "public.plain", said] {
+            assert!(error.contains(part), "{sql}: {part} is not in {error}");
+        }
+        assert!(hint.contains("public.plain"), "{hint}");
+        moving.assert_same(["SELECT sum(a) FROM whole"]);
+        let behind = |table: &str| format!("SELECT sum(a) FROM {table}");
+        for table in ["keyless", "parted"] {
+            let sums = (moving.source.value(&behind(table)).unwrap(), moving.target.value(&behind(table)).unwrap());
+            assert_ne!(sums.0, sums.1, "{sql}: {table} was changed behind the record that is refused");
+        }
+        moving.target.run(remedy).unwrap();
+        moving.restart(1);
+        moving.caught_up();
+        moving.assert_tables_same(&TABLES);
+    }
+}
+
 #[test]
 fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_shown_lets_it_go_on() {
     let mut moving = Moving::shared("stops");
@@ -139,8 +213,7 @@ fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_sh
         ),
     ];
     for (sql, row, statement, again) in cases {
-        let before = moving.source.value("SELECT pg_current_wal_insert_lsn()").unwrap();
-        moving.source.run("UPDATE whole SET a = a + 1").unwrap();
+        moving.source.run("UPDATE whole SET a = a + 1; UPDATE keyless SET a = a + 1").unwrap();
         moving.source.run(sql).unwrap();
         moving.source.run(row).unwrap();
         moving.source.run("UPDATE whole SET a = a + 1").unwrap();
@@ -153,12 +226,8 @@ fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_sh
         assert!(hint.contains(statement), "{sql}: {status:#}");
         assert_eq!(hint.contains("dflux resync public."), again && sql.contains("ADD"), "{hint}");
         assert!(lane["error"].as_str().unwrap().contains("the lane stops before"), "{status:#}");
-        // What was before is there, what is behind is not.
-        assert_eq!(
-            moving.target.value(&format!("SELECT commit_lsn >= '{before}' FROM dflux.lane")).unwrap(),
-            "t",
-            "{sql}"
-        );
+        // What was before is there.
+        moving.assert_same(["SELECT sum(a) FROM keyless"]);
         let start = hint.find("ALTER TABLE").unwrap();
         let sequence = if sql.contains("serial") { "CREATE SEQUENCE public.parted_s_seq; " } else { "" };
         let statement = hint[start..].split(';').next().unwrap();

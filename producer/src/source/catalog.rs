@@ -254,6 +254,24 @@ pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
     read(client, &format!("{TABLES}{USER_TABLES}")).await
 }
 
+/// Waits until a transaction that the stream has sent is visible to other sessions. Its commit is in the WAL, and so may be with us,
+/// a moment before: the catalog would be read as it was before the change of a table that comes with it.
+///
+/// # Errors
+/// The locks could not be read.
+pub async fn ended(client: &Client, xid: u32) -> Result<(), Error> {
+    const DOING: &str = "wait for a transaction to end";
+    // A session holds the lock on its transaction until the transaction is visible.
+    let sql = format!(
+        "SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' AND transactionid = '{xid}'::pg_catalog.xid \
+         AND granted"
+    );
+    while rows(client, DOING, &sql).await?.first().is_some_and(|row| row.get(0) != Some("0")) {
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
 /// One table by OID; `None` if it is there no more.
 ///
 /// # Errors

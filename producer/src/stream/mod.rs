@@ -195,7 +195,7 @@ impl Stream {
     async fn change(&mut self, lsn: Lsn, change: &Change) -> Result<(), Error> {
         let Some(OpenTransaction { begin, ours: false, .. }) = self.open else { return Ok(()) };
         if self.start.tables.known(&change.relation).is_none() {
-            Box::pin(self.start.tables.learn(&change.relation)).await?;
+            Box::pin(self.start.tables.learn(&change.relation, begin.xid)).await?;
         }
         let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
         let images = images::images(&change.kind, &table.columns, &table.key).map_err(|_| Error::Answer {

@@ -61,12 +61,13 @@ impl StreamTables {
         self.by_relation.get_mut(&relation.id).filter(|table| Arc::ptr_eq(&table.relation, relation))
     }
 
-    /// Learns a table: reads the catalog, registers its schemas, makes its topic if needed.
+    /// Learns a table: reads the catalog, registers its schemas, makes its topic if needed. `xid`: of the transaction whose change
+    /// asks for it.
     ///
     /// # Errors
     /// The catalog or Kafka does not answer, or the registry refuses the schema.
-    pub async fn learn(&mut self, relation: &Arc<RelationInfo>) -> Result<(), Error> {
-        let (shape, columns) = self.describe(relation).await?;
+    pub async fn learn(&mut self, relation: &Arc<RelationInfo>, xid: u32) -> Result<(), Error> {
+        let (shape, columns) = self.describe(relation, xid).await?;
         let topic: Arc<str> = self.lane.topics.table(&shape.table).into();
         let (first_partition, partitions) = self.place(&topic).await?;
         let (value_id, key_id) = self.lane.register(&shape).await?;
@@ -78,11 +79,12 @@ impl StreamTables {
         Ok(())
     }
 
-    async fn describe(&mut self, relation: &RelationInfo) -> Result<(TableShape, Columns), Error> {
+    async fn describe(&mut self, relation: &RelationInfo, xid: u32) -> Result<(TableShape, Columns), Error> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => self.lane.source.connect(&self.lane.application_name()).await?,
         };
+        catalog::ended(&client, xid).await?;
         let known = catalog::table(&client, relation.id).await?;
         let oids: Vec<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
         let names = catalog::type_names(&client, &oids).await?;
