@@ -1,6 +1,7 @@
 //! One lane: its names, its endpoints and the clients that every part of the producer uses.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Lane {
     pub schemas: ControlSchemas,
     /// Somebody wants the values of all sequences soon.
     pub sequences_wanted: Notify,
+    /// When the newest marker of the stream was emitted, by the source's clock, in microseconds.
+    pub newest_marker_micros: AtomicI64,
     pub shutdown: Shutdown,
 }
 
@@ -88,6 +91,7 @@ impl Lane {
             registered: Mutex::default(),
             schemas,
             sequences_wanted: Notify::new(),
+            newest_marker_micros: AtomicI64::new(0),
             shutdown,
             config,
         }))

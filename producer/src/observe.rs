@@ -22,6 +22,7 @@ pub const BACKFILL_CHUNKS: &str = "dflux_producer_backfill_chunks_total";
 pub const BACKFILL_CHUNKS_PLANNED: &str = "dflux_producer_backfill_chunks_planned";
 pub const BACKFILL_ROWS_PLANNED: &str = "dflux_producer_backfill_rows_planned";
 pub const BACKFILL_REREAD: &str = "dflux_producer_backfill_chunks_reread_total";
+pub const BACKFILL_THROTTLED: &str = "dflux_producer_backfill_throttled_seconds_total";
 
 /// Describes every metric; once, after the recorder is installed.
 pub fn describe() {
@@ -45,10 +46,20 @@ pub fn describe() {
     describe_gauge!(BACKFILL_CHUNKS_PLANNED, Unit::Count, "Backfill chunks planned, finished ones included");
     describe_gauge!(BACKFILL_ROWS_PLANNED, Unit::Count, "Rows that the backfill's plans estimate");
     describe_counter!(BACKFILL_REREAD, Unit::Count, "Chunks read again because their table was rewritten");
+    describe_counter!(BACKFILL_THROTTLED, Unit::Seconds, "Time that workers of the backfill waited for its limits");
     // A metric without a sample is not rendered: a reader could not tell 0 from unknown.
-    for name in
-        [CHANGES, BYTES, TRANSACTIONS, FILTERED, MARKERS, RESTARTS, BACKFILL_ROWS, BACKFILL_BYTES, BACKFILL_CHUNKS]
-    {
+    for name in [
+        CHANGES,
+        BYTES,
+        TRANSACTIONS,
+        FILTERED,
+        MARKERS,
+        RESTARTS,
+        BACKFILL_ROWS,
+        BACKFILL_BYTES,
+        BACKFILL_CHUNKS,
+        BACKFILL_THROTTLED,
+    ] {
         counter!(name).absolute(0);
     }
 }

@@ -26,6 +26,7 @@ use tokio_postgres::Client;
 
 use crate::backfill::ledger::Ledger;
 use crate::backfill::snapshot::Snapshot;
+use crate::backfill::throttle::{self, Throttle};
 use crate::backfill::{self};
 use crate::error::{Error, Remedy};
 use crate::lane::Lane;
@@ -72,12 +73,15 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
         stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes)?,
         tracked: TrackedPublisher::new(kafka, &format!("{}-backfill", lane.client_id()), queue_bytes)?,
     };
+    let throttle = Throttle::new(lane.clone());
+    process.spawn(throttle::follow(throttle.clone()));
     let mut backoff = Backoff::new(SESSION_PAUSE_MAX);
     let mut established = false;
     let mut next_attempt = 1;
     while !shutdown.begun() {
         let began = std::time::Instant::now();
-        let outcome = session(&lane, &publishers, process, (&health, &mut established, &mut next_attempt)).await;
+        let outcome =
+            session(&lane, &publishers, &throttle, process, (&health, &mut established, &mut next_attempt)).await;
         let Err(error) = outcome else { break };
         if began.elapsed() > 2 * SESSION_PAUSE_MAX {
             backoff.reset();
@@ -122,6 +126,7 @@ struct Begun {
 async fn session(
     lane: &Arc<Lane>,
     publishers: &Publishers,
+    throttle: &Arc<Throttle>,
     process: &Handle,
     (health, established, next_attempt): (&Health, &mut bool, &mut u32),
 ) -> Result<(), Error> {
@@ -162,6 +167,7 @@ async fn session(
     let backfill = backfill::run(backfill::Start {
         lane: lane.clone(),
         publisher: publishers.tracked.clone(),
+        throttle: throttle.clone(),
         selection: begun.selection.clone(),
         consistent_point: begun.birth.consistent_point,
         snapshot: begun.snapshot,

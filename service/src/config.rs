@@ -1,4 +1,6 @@
 //! `dflux.toml`: one file for all programs. Unknown keys are errors; `DFLUX__SECTION__KEY` in the environment overrides.
+//!
+//! It is read once. Whoever has settings that may change while it runs follows the file ([`Watched`]) and takes those alone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,9 @@ const ENVIRONMENT_PREFIX: &str = "DFLUX__";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub path: PathBuf,
     #[serde(default)]
     pub migration: Migration,
     pub source: Endpoint,
@@ -165,6 +170,12 @@ pub struct Producer {
     pub backfill_workers: u16,
     /// Rows that a chunk aims at.
     pub chunk_rows: u64,
+    /// Bytes on the source's disk that a chunk aims at; the smaller of the two counts.
+    pub chunk_bytes: u64,
+    /// COPY bytes that all workers together may read in a second; 0: as many as they can. May change while the producer runs.
+    pub backfill_bytes_per_second: u64,
+    /// The backfill waits while the stream's newest marker is older than this; 0: never. May change while the producer runs.
+    pub backfill_lag_seconds: u64,
     /// Seconds after which a snapshot is replaced, so that a long copy does not hold back vacuum.
     pub snapshot_seconds_max: u64,
     pub marker_interval_ms: u64,
@@ -183,6 +194,9 @@ impl Default for Producer {
             listen: "127.0.0.1:9401".into(),
             backfill_workers: 4,
             chunk_rows: 100_000,
+            chunk_bytes: 64 << 20,
+            backfill_bytes_per_second: 0,
+            backfill_lag_seconds: 10,
             snapshot_seconds_max: 300,
             marker_interval_ms: 100,
             queue_bytes_max: 64 << 20,
@@ -285,13 +299,20 @@ impl Config {
 
     fn parse(path: &Path, text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config, Error> {
         let invalid = |message: String| Error::ConfigInvalid { path: path.to_owned(), message };
-        let mut table: toml::Table = toml::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        // Without the line itself, which may hold a password.
+        let malformed = |error: toml::de::Error| {
+            let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+            invalid(format!("line {}: {}", before.matches('\n').count() + 1, error.message()))
+        };
+        let mut table: toml::Table = toml::from_str(text).map_err(malformed)?;
         for (name, value) in environment {
             if let Some(key) = name.strip_prefix(ENVIRONMENT_PREFIX) {
                 lay_over(&mut table, &key.to_lowercase(), value).map_err(|what| invalid(format!("{name}: {what}")))?;
             }
         }
-        let config: Config = toml::Value::Table(table).try_into().map_err(|error| invalid(error.to_string()))?;
+        let one_line = |error: toml::de::Error| invalid(error.to_string().trim_end().replace('\n', " "));
+        let mut config: Config = toml::Value::Table(table).try_into().map_err(one_line)?;
+        config.path = path.to_owned();
         config.check().map_err(invalid)?;
         Ok(config)
     }
@@ -316,6 +337,9 @@ impl Config {
         let bounds = [
             ("producer.backfill_workers", u64::from(self.producer.backfill_workers), 1, 64),
             ("producer.chunk_rows", self.producer.chunk_rows, 1, 10_000_000),
+            ("producer.chunk_bytes", self.producer.chunk_bytes, 64 << 10, 64 << 30),
+            ("producer.backfill_bytes_per_second", self.producer.backfill_bytes_per_second, 0, 1 << 40),
+            ("producer.backfill_lag_seconds", self.producer.backfill_lag_seconds, 0, 86_400),
             ("producer.snapshot_seconds_max", self.producer.snapshot_seconds_max, 1, 86_400),
             ("producer.marker_interval_ms", self.producer.marker_interval_ms, 10, 10_000),
             ("producer.queue_bytes_max", self.producer.queue_bytes_max, 1 << 20, 1 << 30),
@@ -338,6 +362,49 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// A file that may change while a program runs. It is told by its content: the time of a change is as coarse as the disk has it.
+#[derive(Debug)]
+pub struct Watched {
+    path: PathBuf,
+    /// Of the last look. `None`: it could not be read.
+    seen: Option<String>,
+    /// Whether that was told.
+    told: bool,
+}
+
+impl Watched {
+    /// Nothing is read yet: what the file holds by then is told first.
+    pub fn new(path: &Path) -> Watched {
+        Watched { path: path.to_owned(), seen: None, told: true }
+    }
+
+    /// A look at the file, to be taken every second or so: `Some` once for each content, when two looks have found it. A
+    /// file is written in pieces, and a piece may be a valid file that lacks a key.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; likewise once.
+    pub fn look(&mut self) -> Option<Result<Config, Error>> {
+        let read = std::fs::read_to_string(&self.path);
+        let found = self.take(read.as_ref().ok().cloned())?;
+        Some(match (found, read) {
+            (Some(text), _) => Config::parse(&self.path, &text, std::env::vars()),
+            (None, Err(source)) => Err(Error::ConfigRead { path: self.path.clone(), source }),
+            (None, Ok(_)) => return None,
+        })
+    }
+
+    /// What is to be told now. Pure.
+    fn take(&mut self, text: Option<String>) -> Option<Option<String>> {
+        if text != self.seen {
+            (self.seen, self.told) = (text, false);
+            return None;
+        }
+        let news = !self.told;
+        self.told = true;
+        news.then(|| self.seen.clone())
     }
 }
 
@@ -390,12 +457,42 @@ mod tests {
     fn values_out_of_bounds_are_refused() {
         for (text, part) in [
             ("[producer]\nchunk_rows = 0\n", "producer.chunk_rows"),
+            ("[producer]\nchunk_bytes = 1\n", "producer.chunk_bytes"),
+            ("[producer]\nbackfill_lag_seconds = 100000\n", "producer.backfill_lag_seconds"),
+            ("[producer]\nbackfill_bytes_per_second = -1\n", "backfill_bytes_per_second"),
+            ("[producer]\nbackfill_bytes_per_second = 'much'\n", "backfill_bytes_per_second"),
             ("[migration]\nslot = 'A'\n", "migration.slot"),
             ("[migration]\ntables = ['x']\n", "pattern"),
         ] {
             let error = parse(&format!("{MINIMAL}{text}"), &[]).unwrap_err();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_malformed_line_is_told_by_its_number_and_not_shown() {
+        let error = parse("[source]\nurl = 'postgresql://u:secret@h/d\n", &[]).unwrap_err();
+        assert!(error.contains("line 2") && !error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn a_changed_file_is_told_once_and_only_when_it_has_come_to_rest() {
+        let mut watched = Watched::new(Path::new("dflux.toml"));
+        let mut look = |text: Option<&str>| watched.take(text.map(str::to_owned));
+        let told = |text: &str| Some(Some(text.to_owned()));
+        assert_eq!(look(Some("a")), None);
+        assert_eq!(look(Some("a")), told("a"));
+        assert_eq!(look(Some("a")), None);
+        // Written in pieces.
+        assert_eq!(look(Some("")), None);
+        assert_eq!(look(Some("b")), None);
+        assert_eq!(look(Some("b")), told("b"));
+        // Gone, and there again.
+        assert_eq!(look(None), None);
+        assert_eq!(look(None), Some(None));
+        assert_eq!(look(None), None);
+        assert_eq!(look(Some("b")), None);
+        assert_eq!(look(Some("b")), told("b"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod evolving;
 mod fanout;
 mod feed;
 mod moving;
+mod pacing;
 mod producer;
 mod readers;
 mod refusals;

@@ -94,7 +94,8 @@ impl Moving {
         self.services.insert(place, service.start_again().unwrap());
     }
 
-    fn becomes(&self, what: &str, query: &str) {
+    /// Returns when a query on the target says `t`. No service may end meanwhile.
+    pub fn becomes(&self, what: &str, query: &str) {
         let outcome = wait::until(what, LIMIT, || {
             if let Err(ended) = self.services.iter().try_for_each(|service| service.process().still_running()) {
                 return Ok(Err(ended));

@@ -15,6 +15,7 @@ use tokio_postgres::Client;
 
 use super::plan;
 use super::snapshot::{Shared, Snapshot, begin_under};
+use super::throttle::Throttle;
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::observe;
@@ -59,6 +60,7 @@ pub struct Read {
 pub struct Worker {
     pub lane: Arc<Lane>,
     pub publisher: TrackedPublisher,
+    pub throttle: Arc<Throttle>,
     pub snapshots: Arc<Shared>,
     pub partition: i32,
     pub topic: String,
@@ -71,12 +73,13 @@ impl Worker {
     pub fn new(
         lane: Arc<Lane>,
         publisher: TrackedPublisher,
+        throttle: Arc<Throttle>,
         snapshots: Arc<Shared>,
         partition: i32,
         first_attempt: u32,
     ) -> Worker {
         let topic = lane.topics.snapshot();
-        Worker { lane, publisher, snapshots, partition, topic, first_attempt, client: None }
+        Worker { lane, publisher, throttle, snapshots, partition, topic, first_attempt, client: None }
     }
 
     /// Reads one chunk, again if its table was rewritten meanwhile.
@@ -88,6 +91,8 @@ impl Worker {
             Some(client) => client,
             None => self.connect().await?,
         };
+        // Here nothing is held: no snapshot, no transaction.
+        self.throttle.pass(0).await;
         let mut stale: Option<Arc<Snapshot>> = None;
         for attempt in self.first_attempt..self.first_attempt.saturating_add(ATTEMPTS_MAX) {
             let snapshot = match &job.under {
@@ -112,8 +117,9 @@ impl Worker {
 
     async fn connect(&self) -> Result<Client, Error> {
         let client = self.lane.source.connect(&self.lane.application_name()).await?;
-        // We bring our own parallelism, and a backfill must not take the application's workers.
-        let sql = "SET max_parallel_workers_per_gather = 0";
+        // We bring our own parallelism, and a backfill must not take the application's workers. A throttled COPY does not take
+        // what the server sends for as long as it likes, which that time-out would count as a dead peer; the others are pinned.
+        let sql = "SET max_parallel_workers_per_gather = 0; SET tcp_user_timeout = 0";
         client.batch_execute(sql).await.map_err(Error::source("prepare a copy session"))?;
         Ok(client)
     }
@@ -224,6 +230,7 @@ impl<'a> Blocks<'a> {
     }
 
     async fn send(&mut self) -> Result<(), Error> {
+        self.worker.throttle.pass(self.rows.len() as u64).await;
         self.record.clear();
         let block = Block { rows: &self.rows, ..self.block.clone() };
         block.encode(self.worker.lane.schemas.block, &mut self.record);

@@ -11,8 +11,10 @@
 
 pub mod copy;
 pub mod ledger;
+pub mod pace;
 pub mod plan;
 pub mod snapshot;
+pub mod throttle;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,7 +36,9 @@ use crate::source::{self, identity, publication};
 use crate::topics::Wanted;
 use copy::{Job, Read, Under, Worker};
 use ledger::Ledger;
+use plan::ChunkSize;
 use snapshot::{Shared, Snapshot};
+use throttle::Throttle;
 
 /// Planned chunks that wait for a worker.
 const JOBS_WAITING: usize = 64;
@@ -43,6 +47,7 @@ const JOBS_WAITING: usize = 64;
 pub struct Start {
     pub lane: Arc<Lane>,
     pub publisher: TrackedPublisher,
+    pub throttle: Arc<Throttle>,
     /// Tables published, with the leaves of the partitioned ones.
     pub selection: Arc<Selection>,
     pub consistent_point: Lsn,
@@ -59,6 +64,7 @@ pub struct Start {
 struct Backfill {
     lane: Arc<Lane>,
     publisher: TrackedPublisher,
+    throttle: Arc<Throttle>,
     workers: Vec<Arc<Mutex<Worker>>>,
     /// Types of the target's columns, by table and column; empty if the target does not answer.
     target: HashMap<TableName, HashMap<String, u32>>,
@@ -73,11 +79,12 @@ struct Backfill {
 /// The source or Kafka failed; a new run goes on at the first unfinished chunk.
 pub async fn run(start: Start) -> Result<(), Error> {
     let requests = ledger::follow(&start.lane, start.ledger_offset)?;
-    let Start { lane, publisher, selection, consistent_point, snapshot, ledger, partitions, first_attempt, .. } = start;
+    let Start { lane, publisher, throttle, selection, consistent_point, snapshot, ledger, .. } = start;
     let shared = Arc::new(Shared::new(lane.clone(), snapshot));
-    let workers = (0..partitions).map(|partition| {
-        let partition = i32::try_from(partition).unwrap_or(0);
-        let worker = Worker::new(lane.clone(), publisher.clone(), shared.clone(), partition, first_attempt);
+    let workers = (0..start.partitions).map(|partition| {
+        let (partition, snapshots) = (i32::try_from(partition).unwrap_or(0), shared.clone());
+        let (throttle, first_attempt) = (throttle.clone(), start.first_attempt);
+        let worker = Worker::new(lane.clone(), publisher.clone(), throttle, snapshots, partition, first_attempt);
         Arc::new(Mutex::new(worker))
     });
     let mut backfill = Backfill {
@@ -85,6 +92,7 @@ pub async fn run(start: Start) -> Result<(), Error> {
         target: target_types(&lane).await,
         lane: lane.clone(),
         publisher,
+        throttle,
         ledger,
         noted: Arc::default(),
     };
@@ -149,6 +157,7 @@ impl Backfill {
         }
         drop((waiting, finished));
         let client = self.lane.source.connect(&self.lane.application_name()).await?;
+        self.throttle.begin(&client).await?;
         let mut remaining: HashMap<ledger::Copy, u32> = HashMap::new();
         let mut copies = copies.into_iter();
         let mut queue: std::collections::VecDeque<Job> = std::collections::VecDeque::new();
@@ -175,7 +184,10 @@ impl Backfill {
                 }
                 read = reads.recv() => match read {
                     Some(read) => self.chunk_read(read, &mut remaining).await?,
-                    None if jobs.is_none() => return self.publisher.acknowledged(&self.noted).await,
+                    None if jobs.is_none() => {
+                        self.throttle.end();
+                        return self.publisher.acknowledged(&self.noted).await;
+                    }
                     None => return Err(Error::Task { what: "the backfill's workers ended early".into() }),
                 },
                 permit = reserve(jobs.as_ref()), if jobs.is_some() && !queue.is_empty() => {
@@ -198,17 +210,17 @@ impl Backfill {
     ) -> Result<Vec<Job>, Error> {
         let copy = (table.name.clone(), generation);
         let known = self.ledger.plans.get(&copy).filter(|plan| plan.key == table.key).cloned();
-        let plan = match known {
-            Some(plan) => plan,
-            None => self.make_plan(client, table, generation).await?,
-        };
-        observe::add_planned(u64::from(plan.chunks()), plan.estimated_rows);
-        let plan = Arc::new(plan);
         let own = vec![table.oid];
         let files: Arc<[u32]> = match table.kind {
             TableKind::Partitioned => leaves.get(&table.oid).cloned().unwrap_or_default().into(),
             TableKind::Ordinary | TableKind::Foreign => own.into(),
         };
+        let plan = match known {
+            Some(plan) => plan,
+            None => self.make_plan(client, table, &files, generation).await?,
+        };
+        observe::add_planned(u64::from(plan.chunks()), plan.estimated_rows);
+        let plan = Arc::new(plan);
         let columns = table.columns.iter().filter(|column| column.generated == Generated::No);
         let on_target = self.target.get(&table.name);
         let binary = plan::binary(columns.map(|column| (column.name.as_str(), column.type_oid)), |name| {
@@ -231,12 +243,22 @@ impl Backfill {
         Ok(jobs.collect())
     }
 
-    async fn make_plan(&mut self, client: &Client, table: &Table, generation: u32) -> Result<Plan, Error> {
+    /// `files`: the relations whose pages hold the rows.
+    async fn make_plan(
+        &mut self,
+        client: &Client,
+        table: &Table,
+        files: &[u32],
+        generation: u32,
+    ) -> Result<Plan, Error> {
         let doing = format!("sample the keys of {}", table.name);
-        let chunks = plan::chunk_count(table, self.lane.config.producer.chunk_rows);
+        let settings = &self.lane.config.producer;
+        let chunks = plan::chunk_count(table, ChunkSize { rows: settings.chunk_rows, bytes: settings.chunk_bytes });
         let mut bounds = Vec::new();
-        if let Some(sql) = plan::bounds_sql(table, chunks) {
-            for row in source::rows(client, &doing, &sql).await? {
+        if chunks > 1 {
+            let sizes = source::rows(client, &doing, &plan::heap_bytes_sql(files)).await?;
+            let heap_bytes = sizes.first().map_or(Ok(0), |row| source::field(row, 0, &doing))?;
+            for row in source::rows(client, &doing, &plan::bounds_sql(table, chunks, heap_bytes)).await? {
                 let bound: Result<Vec<String>, Error> =
                     (0..table.key.len()).map(|at| source::field(&row, at, &doing)).collect();
                 bounds.push(bound?);

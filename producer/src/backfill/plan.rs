@@ -17,20 +17,37 @@ const PAGE_BYTES: u64 = 8_192;
 /// A plan is one ledger record.
 const CHUNKS_MAX: u64 = 20_000;
 
+/// What a chunk aims at. What gives the smaller chunks counts: many narrow rows, or few with values of megabytes.
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkSize {
+    pub rows: u64,
+    /// On the source's disk, TOAST included.
+    pub bytes: u64,
+}
+
 /// How many chunks a table is cut into.
-pub fn chunk_count(table: &Table, chunk_rows: u64) -> u64 {
+pub fn chunk_count(table: &Table, size: ChunkSize) -> u64 {
     if table.key.is_empty() {
         return 1;
     }
-    table.estimated_rows.div_ceil(chunk_rows.max(1)).clamp(1, CHUNKS_MAX)
+    let by_rows = table.estimated_rows.div_ceil(size.rows.max(1));
+    by_rows.max(table.estimated_bytes.div_ceil(size.bytes.max(1))).clamp(1, CHUNKS_MAX)
 }
 
-/// A statement that yields at most `chunks - 1` bounds in order, each one text per key column; `None` for a single chunk.
-pub fn bounds_sql(table: &Table, chunks: u64) -> Option<String> {
-    if chunks <= 1 {
-        return None;
-    }
-    let pages = (table.estimated_bytes / PAGE_BYTES).max(1);
+/// A statement that yields the bytes of the pages that are sampled: those of the rows without their TOAST values, which may be
+/// a thousandth of the table, so that a share of its pages by the table's whole size would be none.
+pub fn heap_bytes_sql(files: &[u32]) -> String {
+    let oids: Vec<String> = files.iter().map(u32::to_string).collect();
+    format!(
+        "SELECT coalesce(sum(pg_catalog.pg_relation_size(oid::pg_catalog.regclass)), 0)::pg_catalog.int8 \
+         FROM pg_catalog.unnest('{{{}}}'::pg_catalog.oid[]) AS f(oid)",
+        oids.join(",")
+    )
+}
+
+/// A statement that yields at most `chunks - 1` bounds in order, each one text per key column. `heap_bytes`: without TOAST.
+pub fn bounds_sql(table: &Table, chunks: u64, heap_bytes: u64) -> String {
+    let pages = (heap_bytes / PAGE_BYTES).max(1);
     let percent = (chunks * SAMPLED_PAGES_PER_CHUNK) as f64 * 100.0 / pages as f64;
     let sample = if percent < 100.0 { format!(" TABLESAMPLE SYSTEM ({percent:.6})") } else { String::new() };
     let key: Vec<String> = table.key.iter().map(|name| quote_identifier(name)).collect();
@@ -38,14 +55,14 @@ pub fn bounds_sql(table: &Table, chunks: u64) -> Option<String> {
     let order = key.iter().zip(&table.operators).map(using).collect::<Vec<_>>().join(", ");
     let (list, texts) = (key.join(", "), key.iter().map(|name| format!("{name}::text")).collect::<Vec<_>>().join(", "));
     // The last row of each chunk but the last one is its bound.
-    Some(format!(
+    format!(
         "SELECT {texts} FROM (SELECT {list}, pg_catalog.row_number() OVER (ORDER BY {order}) AS \"dflux place\", \
          pg_catalog.count(*) OVER () AS \"dflux total\" FROM {}{sample}) AS sampled \
          WHERE \"dflux place\" < \"dflux total\" \
          AND (\"dflux place\" * {chunks}) / \"dflux total\" > ((\"dflux place\" - 1) * {chunks}) / \"dflux total\" \
          ORDER BY \"dflux place\"",
         from(table)
-    ))
+    )
 }
 
 fn from(table: &Table) -> String {
@@ -232,7 +249,7 @@ mod tests {
         };
         assert_eq!(range_sql(&table, &plan, 0), condition("<=", "<", "<="));
         assert_eq!(range_sql(&table, &plan, 1), condition(">=", ">", ">"));
-        let bounds = bounds_sql(&table, 2).unwrap();
+        let bounds = bounds_sql(&table, 2, 0);
         let order = "ORDER BY \"a\" USING OPERATOR(ext.<), \"n\" USING OPERATOR(pg_catalog.<)";
         assert!(bounds.contains(order), "{bounds}");
     }
@@ -256,9 +273,33 @@ mod tests {
 
     #[test]
     fn a_keyless_table_is_one_chunk_whatever_its_size() {
-        assert_eq!(chunk_count(&table(&[]), 10), 1);
-        assert_eq!(chunk_count(&table(&[("id", "int4")]), 300), 4);
-        assert!(bounds_sql(&table(&[("id", "int4")]), 1).is_none());
+        assert_eq!(chunk_count(&table(&[]), ChunkSize { rows: 10, bytes: 1 }), 1);
+    }
+
+    #[test]
+    fn rows_or_bytes_cut_a_table_whichever_makes_the_smaller_chunks() {
+        let megabytes = |megabytes: u64| megabytes << 20;
+        for (estimated_rows, estimated_bytes, chunks) in [
+            (0, 0, 1),
+            (1_000, 8_192, 1),
+            (100_001, megabytes(20), 2),
+            (100_000_000, megabytes(4_000), 1_000),
+            // A hundred values of 10 MB.
+            (100, megabytes(1_000), 16),
+            (100_000, megabytes(64) + 1, 2),
+            (1 << 40, u64::MAX, CHUNKS_MAX),
+        ] {
+            let table = Table { estimated_rows, estimated_bytes, ..table(&[("id", "pg_catalog.int4")]) };
+            let size = ChunkSize { rows: 100_000, bytes: megabytes(64) };
+            assert_eq!(chunk_count(&table, size), chunks, "{estimated_rows} rows, {estimated_bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn the_sample_is_a_share_of_the_rows_pages_and_not_of_their_toast_values() {
+        let table = Table { estimated_bytes: 1 << 30, ..table(&[("id", "pg_catalog.int4")]) };
+        assert!(bounds_sql(&table, 10, 30_000 * PAGE_BYTES).contains("TABLESAMPLE SYSTEM (1.000000)"));
+        assert!(!bounds_sql(&table, 10, 300 * PAGE_BYTES).contains("TABLESAMPLE"), "all of a small heap is read");
     }
 
     #[test]

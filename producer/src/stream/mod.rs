@@ -16,6 +16,7 @@ pub mod segment;
 pub mod tables;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use changelog::{
@@ -285,6 +286,7 @@ impl Stream {
         let (emitted_at, mut content) = markers::parse(text);
         let decoded_at_micros = now_micros();
         let emitted_at_micros = emitted_at.unwrap_or(committed.commit_time_micros);
+        self.start.lane.newest_marker_micros.store(emitted_at_micros, Ordering::Relaxed);
         if let Some((lane, sequences)) = sequence::announced(content) {
             if lane == self.lane_name {
                 return self.sequences(committed, position, emitted_at_micros, sequences).await;
