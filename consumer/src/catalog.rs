@@ -285,9 +285,7 @@ async fn statements(
     evolution.statements().map_err(|refusal| Error::SchemaChange {
         table: next.table.clone(),
         position,
-        what: refusal.what,
-        statement: refusal.statement,
-        copy_again: refusal.copy_again,
+        refusal: Box::new(refusal),
     })
 }
 

@@ -5,6 +5,7 @@ use changelog::{Position, TableName};
 use service::Hint;
 
 use crate::enums;
+use crate::evolve::Refusal;
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,19 +55,19 @@ pub enum Error {
     TableMissing { table: String },
     #[error("table {table} in the target lacks column {column}, which the events have")]
     ColumnMissing { table: String, column: String },
-    #[error("the lane stops before {position}: table {table} in the source {what}")]
-    SchemaChange { table: TableName, position: Position, what: String, statement: String, copy_again: bool },
+    #[error("the lane stops before {position}: table {table} in the source {}", refusal.what)]
+    SchemaChange { table: TableName, position: Position, refusal: Box<Refusal> },
     #[error("table {table}: the target cannot be written: {what}")]
     TableUnfit { table: String, what: String },
     #[error("table {table} in the target has no partition for a row of {what}")]
     PartitionMissing { table: String, what: String, source: sqlx::Error },
     #[error("{op} on {table} at {position}{} was refused by the target", hashed(key_hash))]
     Refused {
-        table: String,
+        table: Box<str>,
         op: &'static str,
         position: Position,
         /// Where one event is at fault: `md5` of its key, as in `dflux.divergence`. Keys may be personal.
-        key_hash: Option<String>,
+        key_hash: Option<Box<str>>,
         source: sqlx::Error,
     },
     #[error("{op} on {table} at {position} has no {image} image")]
@@ -101,7 +102,7 @@ pub fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|error| error.code()).map(|code| code.into_owned())
 }
 
-fn hashed(key_hash: &Option<String>) -> String {
+fn hashed(key_hash: &Option<Box<str>>) -> String {
     key_hash.as_ref().map(|hash| format!(" (key hash {hash})")).unwrap_or_default()
 }
 
@@ -203,13 +204,13 @@ impl Hint for Error {
             Error::PartitionMissing { .. } => {
                 "dflux prepare makes the partitions that the source has; then start the consumer again".into()
             }
-            Error::SchemaChange { table, statement, copy_again, .. } => match (statement.as_str(), copy_again) {
+            Error::SchemaChange { table, refusal, .. } => match (refusal.statement.as_str(), refusal.copy_again) {
                 ("", _) => format!("dflux resync {table}, then start the consumer again: it goes on there"),
-                (_, true) => format!(
+                (statement, true) => format!(
                     "run in the target: {statement}; dflux resync {table}, for the rows that were there; then start the \
                      consumer again: it goes on there"
                 ),
-                (_, false) => {
+                (statement, false) => {
                     format!("run in the target: {statement}; then start the consumer again: it goes on there")
                 }
             },

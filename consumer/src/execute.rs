@@ -397,7 +397,7 @@ impl Applier {
             let table = table.to_string();
             Failure::Final(match lacks_partition(&source) {
                 true => Error::PartitionMissing { table, what: format!("the {op} at {position}"), source },
-                false => Error::Refused { table, op, position, key_hash: None, source },
+                false => Error::Refused { table: table.into(), op, position, key_hash: None, source },
             })
         };
         if let Some(rows) = rows {
@@ -588,7 +588,8 @@ fn sole_event<'a>(step: &Step<'a>) -> Option<&'a RawEvent> {
 fn named(mut failure: Failure, step: &Step<'_>) -> Failure {
     if let (Failure::Final(Error::Refused { key_hash, position, .. }), Some(event)) = (&mut failure, sole_event(step)) {
         *position = event.header.position;
-        *key_hash = Some(Md5::digest(event.key()).iter().map(|byte| format!("{byte:02x}")).collect());
+        let hash: String = Md5::digest(event.key()).iter().map(|byte| format!("{byte:02x}")).collect();
+        *key_hash = Some(hash.into());
     }
     failure
 }

@@ -380,7 +380,8 @@ fn a_lost_event_is_a_named_error() {
 #[test]
 fn an_event_that_cannot_be_read_stops_the_lane_before_its_transaction_and_is_named() {
     // Cut off, of a schema that the registry does not know, of no frame at all.
-    let broken: [(&str, fn(&mut Vec<u8>)); 3] = [
+    type Breaks = fn(&mut Vec<u8>);
+    let broken: [(&str, Breaks); 3] = [
         ("public.a at 0/1200 (ordinal 0)", |value| value.truncate(value.len() - 3)),
         ("schema id 2000000000", |value| value[1..5].copy_from_slice(&2_000_000_000_u32.to_be_bytes())),
         ("offset 1", |value| value[0] = 9),

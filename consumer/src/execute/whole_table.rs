@@ -6,6 +6,7 @@ use sqlx::Connection;
 use super::Applier;
 use crate::catalog::Alteration;
 use crate::error::{target, transient};
+use crate::evolve::Refusal;
 use crate::target::run;
 use crate::{Error, catalog, observe};
 
@@ -64,9 +65,11 @@ impl Applier {
                 false => Error::SchemaChange {
                     table: alteration.table.clone(),
                     position: alteration.position,
-                    what: format!("has changed, and the target refuses the same: {source}"),
-                    statement: statement.clone(),
-                    copy_again: false,
+                    refusal: Box::new(Refusal {
+                        what: format!("has changed, and the target refuses the same: {source}"),
+                        statement: statement.clone(),
+                        copy_again: false,
+                    }),
                 },
             })?;
             observe::altered(&alteration.table.to_string(), &alteration.position, statement);
