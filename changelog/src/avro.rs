@@ -160,6 +160,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The items of an array.
+    pub fn list<T>(&mut self, mut item: impl FnMut(&mut Self) -> Result<T, Error>) -> Result<Vec<T>, Error> {
+        let mut list = Vec::new();
+        self.items(|reader| {
+            list.push(item(reader)?);
+            Ok(())
+        })?;
+        Ok(list)
+    }
+
     /// Calls `item` for each item of an array or map, in blocks as Avro writes them.
     pub fn items(&mut self, mut item: impl FnMut(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
         loop {

@@ -85,11 +85,7 @@ impl<'a> Block<'a> {
         let attempt = unsigned(r)?;
         let snapshot_lsn = Lsn(r.unsigned()?);
         let exact_snapshot = r.boolean()?;
-        let mut columns = Vec::new();
-        r.items(|r| {
-            columns.push(r.string()?);
-            Ok(())
-        })?;
+        let columns = r.list(Reader::string)?;
         let format = match r.string()? {
             "binary" => CopyFormat::Binary,
             "text" => CopyFormat::Text,

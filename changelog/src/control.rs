@@ -177,7 +177,7 @@ impl LaneRecord {
                 end_lsn: Lsn(r.unsigned()?),
                 commit_time_micros: r.long()?,
                 last: r.boolean()?,
-                partitions: partitions(r)?,
+                partitions: r.list(partition_count)?,
             }),
             2 => LaneRecord::Marker(Marker {
                 system_identifier: r.string()?.to_owned(),
@@ -194,7 +194,7 @@ impl LaneRecord {
                 position: position(r)?,
                 end_lsn: Lsn(r.unsigned()?),
                 read_at_micros: r.long()?,
-                sequences: sequences(r)?,
+                sequences: r.list(sequence::take)?,
             }),
             _ => return Err(r.corrupt("neither birth, manifest, marker nor sequences: a later dflux wrote it")),
         };
@@ -203,22 +203,8 @@ impl LaneRecord {
     }
 }
 
-fn partitions(reader: &mut Reader<'_>) -> Result<Vec<PartitionCount>, Error> {
-    let mut partitions = Vec::new();
-    reader.items(|r| {
-        partitions.push(PartitionCount { topic: r.string()?.to_owned(), partition: r.int()?, events: r.unsigned()? });
-        Ok(())
-    })?;
-    Ok(partitions)
-}
-
-fn sequences(reader: &mut Reader<'_>) -> Result<Vec<Sequence>, Error> {
-    let mut sequences = Vec::new();
-    reader.items(|r| {
-        sequences.push(sequence::take(r)?);
-        Ok(())
-    })?;
-    Ok(sequences)
+fn partition_count(r: &mut Reader<'_>) -> Result<PartitionCount, Error> {
+    Ok(PartitionCount { topic: r.string()?.to_owned(), partition: r.int()?, events: r.unsigned()? })
 }
 
 fn put_position(out: &mut Vec<u8>, position: &Position) {

@@ -172,11 +172,7 @@ impl LedgerRecord {
                 snapshot_lsn: Lsn(r.unsigned()?),
             }),
             3 => {
-                let mut tables = Vec::new();
-                r.items(|r| {
-                    tables.push(table(r)?);
-                    Ok(())
-                })?;
+                let tables = r.list(table)?;
                 LedgerRecord::BackfillCompleted(BackfillCompleted { tables, exact_from: Lsn(r.unsigned()?) })
             }
             4 => LedgerRecord::ResyncRequested(ResyncRequested { table: table(r)?, generation: small(r)? }),
@@ -191,11 +187,7 @@ fn plan(reader: &mut Reader<'_>) -> Result<Plan, Error> {
     let table = table(reader)?;
     let generation = small(reader)?;
     let key = texts(reader)?;
-    let mut bounds = Vec::new();
-    reader.items(|r| {
-        bounds.push(texts(r)?);
-        Ok(())
-    })?;
+    let bounds = reader.list(texts)?;
     let (estimated_rows, estimated_bytes) = (reader.unsigned()?, reader.unsigned()?);
     Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes })
 }
@@ -218,10 +210,5 @@ fn put_texts(out: &mut Vec<u8>, texts: &[String]) {
 }
 
 fn texts(reader: &mut Reader<'_>) -> Result<Vec<String>, Error> {
-    let mut texts = Vec::new();
-    reader.items(|r| {
-        texts.push(r.string()?.to_owned());
-        Ok(())
-    })?;
-    Ok(texts)
+    reader.list(|r| Ok(r.string()?.to_owned()))
 }

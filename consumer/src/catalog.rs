@@ -1,6 +1,7 @@
 //! The target's catalog: which columns a table has, and their types.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use changelog::{Column, EventDecoder, Position, TableName, TableShape, Topics};
@@ -115,6 +116,8 @@ pub struct Relations {
     lane: String,
     topics: Topics,
     by_schema: foldhash::HashMap<u32, Arc<Relation>>,
+    /// Every schema that was asked for, also those of events that are left to others.
+    decoders: foldhash::HashMap<u32, EventDecoder>,
     /// How many were made.
     made: usize,
     tables: Vec<TableName>,
@@ -131,6 +134,7 @@ impl Relations {
             lane: lane.to_owned(),
             topics: topics.clone(),
             by_schema: foldhash::HashMap::default(),
+            decoders: foldhash::HashMap::default(),
             made: 0,
             tables: Vec::new(),
             current: HashMap::new(),
@@ -156,7 +160,7 @@ impl Relations {
         if let Some(relation) = self.by_schema.get(&schema_id) {
             return Ok(Met::Relation(relation.clone()));
         }
-        let decoder = self.decoder(schema_id).await?;
+        let decoder = self.decoder(schema_id).await?.clone();
         let shape = decoder.shape().clone();
         let name = shape.table.clone();
         let target = table(connection, &name).await?;
@@ -216,13 +220,19 @@ impl Relations {
     ///
     /// # Errors
     /// `Service(Registry…)`, `Contract`.
-    pub async fn table_of(&self, schema_id: u32) -> Result<TableName, Error> {
+    pub async fn table_of(&mut self, schema_id: u32) -> Result<TableName, Error> {
         Ok(self.decoder(schema_id).await?.shape().table.clone())
     }
 
-    async fn decoder(&self, schema_id: u32) -> Result<EventDecoder, Error> {
-        let schema = self.registry.schema(schema_id).await?;
-        EventDecoder::new(schema_id, &schema).map_err(contract(format!("schema {schema_id} of the registry")))
+    async fn decoder(&mut self, schema_id: u32) -> Result<&EventDecoder, Error> {
+        match self.decoders.entry(schema_id) {
+            Entry::Occupied(known) => Ok(known.into_mut()),
+            Entry::Vacant(place) => {
+                let schema = self.registry.schema(schema_id).await?;
+                let decoder = EventDecoder::new(schema_id, &schema);
+                Ok(place.insert(decoder.map_err(contract(format!("schema {schema_id} of the registry")))?))
+            }
+        }
     }
 
     /// What the table was like before its first event, if the producer had described it by then.

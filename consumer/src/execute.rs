@@ -441,9 +441,9 @@ impl Applier {
         self.diverged += 1;
         observe::diverged(&table.to_string(), &position, op);
         // The key's hash and not the key: these rows are looked at, and keys may be personal.
-        let key = event.map_or(&[][..], |event| event.key());
+        let key_hash = key_hash(event.map_or(&[][..], |event| event.key()));
         let sql = "INSERT INTO dflux.divergence (lane, schema_name, table_name, commit_lsn, ordinal, op, key_hash) \
-                   VALUES ($1, $2, $3, $4::pg_lsn, $5, $6, md5($7))";
+                   VALUES ($1, $2, $3, $4::pg_lsn, $5, $6, $7)";
         sqlx::query(sql)
             .bind(&self.lane)
             .bind(&table.schema)
@@ -451,7 +451,7 @@ impl Applier {
             .bind(position.commit_lsn.to_string())
             .bind(position.ordinal as i64)
             .bind(op)
-            .bind(key)
+            .bind(key_hash)
             .execute(&mut self.connection)
             .await
             .map(|_| ())
@@ -588,13 +588,12 @@ fn sole_event<'a>(step: &Step<'a>) -> Option<&'a RawEvent> {
 fn named(mut failure: Failure, step: &Step<'_>) -> Failure {
     if let (Failure::Final(Error::Refused { key_hash, position, .. }), Some(event)) = (&mut failure, sole_event(step)) {
         *position = event.header.position;
-        let hash: String = Md5::digest(event.key()).iter().map(|byte| format!("{byte:02x}")).collect();
-        *key_hash = Some(hash.into());
+        *key_hash = Some(self::key_hash(event.key()).into());
     }
     failure
 }
 
-/// Whether the session may still be used after this error.
-pub fn session_lost(error: &Error) -> bool {
-    matches!(error, Error::Target { source, .. } | Error::Refused { source, .. } if transient(source))
+/// What stands for a key where people read it: as PostgreSQL's `md5`.
+fn key_hash(key: &[u8]) -> String {
+    Md5::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,6 +4,7 @@ pub mod acknowledge;
 pub mod assemble;
 pub mod backfill;
 pub mod error;
+pub mod kept_session;
 pub mod lane;
 pub mod markers;
 pub mod observe;

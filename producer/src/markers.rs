@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use changelog::table::quote_literal;
-use service::retry::Backoff;
 use tokio::time::MissedTickBehavior;
-use tokio_postgres::Client;
 
 use crate::assemble::MARKER_PREFIX;
-use crate::error::{Error, Remedy};
+use crate::error::Error;
+use crate::kept_session::KeptSession;
 use crate::lane::Lane;
 
 /// The statement that emits a marker with a text of the caller's: the source's clock in microseconds, a space, the text.
@@ -41,29 +40,16 @@ pub fn parse(content: &str) -> (Option<i64>, &str) {
 pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
     let mut timer = tokio::time::interval(Duration::from_millis(lane.config.producer.marker_interval_ms));
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut backoff = Backoff::new(Duration::from_secs(2));
+    let mut session = KeptSession::new(lane, "marker", Duration::from_secs(2));
     let sql = emit_sql("");
-    let mut session: Option<Client> = None;
     loop {
         timer.tick().await;
-        let outcome = match session.take() {
-            Some(client) => Ok(client),
-            None => lane.source.connect(&lane.application_name()).await.map_err(Error::from),
-        };
-        let outcome = match outcome {
-            Ok(client) => client.batch_execute(&sql).await.map(|()| client).map_err(Error::source("emit a marker")),
+        let outcome = match session.client().await {
+            Ok(client) => client.batch_execute(&sql).await.map_err(Error::source("emit a marker")),
             Err(error) => Err(error),
         };
-        match outcome {
-            Ok(client) => {
-                session = Some(client);
-                backoff.reset();
-            }
-            Err(error) if error.remedy() == Remedy::Retry => {
-                tracing::debug!(%error, "no marker this time");
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            Err(error) => return Err(error),
+        if let Some(pause) = session.judge(outcome)? {
+            tokio::time::sleep(pause).await;
         }
     }
 }

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use changelog::sequence::{ANNOUNCED_MAX, announce};
 use changelog::table::quote_identifier;
 use changelog::{Lane as Direction, Sequence, TableName, origin};
-use service::retry::Backoff;
 use tokio_postgres::Client;
 
-use crate::error::{Error, Remedy};
+use crate::error::Error;
+use crate::kept_session::KeptSession;
 use crate::lane::Lane;
 use crate::source::sequences::{self, Reading};
 use crate::{markers, observe};
@@ -40,30 +40,15 @@ pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
         return std::future::pending().await;
     }
     let mut said = Said::default();
-    let mut backoff = Backoff::new(INTERVAL);
-    let mut session: Option<Client> = None;
+    let mut session = KeptSession::new(lane.clone(), "look at the sequences", INTERVAL);
     loop {
         let began = Instant::now();
-        let outcome = match session.take() {
-            Some(client) => Ok(client),
-            None => lane.source.connect(&lane.application_name()).await.map_err(Error::from),
-        };
-        let outcome = match outcome {
-            Ok(client) => look(&lane, &client, &mut said).await.map(|()| client),
+        let outcome = match session.client().await {
+            Ok(client) => look(&lane, client, &mut said).await,
             Err(error) => Err(error),
         };
-        let pause = match outcome {
-            Ok(client) => {
-                session = Some(client);
-                backoff.reset();
-                (began.elapsed() * PAUSE_FACTOR).clamp(INTERVAL, PAUSE_MAX)
-            }
-            Err(error) if error.remedy() == Remedy::Retry => {
-                tracing::debug!(%error, "no look at the sequences this time");
-                backoff.next_delay()
-            }
-            Err(error) => return Err(error),
-        };
+        let rest = || (began.elapsed() * PAUSE_FACTOR).clamp(INTERVAL, PAUSE_MAX);
+        let pause = session.judge(outcome)?.unwrap_or_else(rest);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = lane.sequences_wanted.notified() => said.all_at = None,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use changelog::TableName;
-use service::retry::Backoff;
 use tokio_postgres::Client;
 
-use crate::error::{Error, Remedy};
+use crate::error::Error;
+use crate::kept_session::KeptSession;
 use crate::lane::Lane;
 use crate::observe;
 use crate::source::catalog::{self, Selection};
@@ -23,29 +23,13 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// What trying again does not mend.
 pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
     let mut said: HashSet<TableName> = HashSet::new();
-    let mut backoff = Backoff::new(INTERVAL);
-    let mut session: Option<Client> = None;
+    let mut session = KeptSession::new(lane.clone(), "look at the source", INTERVAL);
     loop {
-        let outcome = match session.take() {
-            Some(client) => Ok(client),
-            None => lane.source.connect(&lane.application_name()).await.map_err(Error::from),
-        };
-        let outcome = match outcome {
-            Ok(client) => look(&lane, &client, &mut said).await.map(|()| client),
+        let outcome = match session.client().await {
+            Ok(client) => look(&lane, client, &mut said).await,
             Err(error) => Err(error),
         };
-        match outcome {
-            Ok(client) => {
-                session = Some(client);
-                backoff.reset();
-                tokio::time::sleep(INTERVAL).await;
-            }
-            Err(error) if error.remedy() == Remedy::Retry => {
-                tracing::debug!(%error, "no look at the source this time");
-                tokio::time::sleep(backoff.next_delay()).await;
-            }
-            Err(error) => return Err(error),
-        }
+        tokio::time::sleep(session.judge(outcome)?.unwrap_or(INTERVAL)).await;
     }
 }
 

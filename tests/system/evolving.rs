@@ -62,6 +62,24 @@ const CHANGES: &[&str] = &[
     "UPDATE plain SET m = 'new' WHERE number < 3",
 ];
 
+fn started(label: &str) -> Moving {
+    let mut moving = Moving::shared(label);
+    moving.source.run(SCHEMA).unwrap();
+    moving.prepare();
+    moving.start();
+    moving
+}
+
+/// The consumer ends by itself; what `dflux status` then shows of the lane: the error and the hint.
+fn stopped(moving: &Moving, sql: &str) -> (String, String) {
+    let ended = moving.services[1].process().wait_ended(LIMIT).unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+    assert_eq!(ended.code(), Some(1), "{sql}");
+    let status = run("dflux", &moving.migration.config(), ["status", "--json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
+    let told = |name: &str| status["lanes"][0][name].as_str().unwrap_or_else(|| panic!("{sql}: {status:#}")).to_owned();
+    (told("error"), told("hint"))
+}
+
 fn change(moving: &Moving, at: usize) {
     moving.source.run(CHANGES[at]).unwrap();
     // A catalog that is ahead of the stream may make the lane stop: here it is not.
@@ -76,10 +94,7 @@ fn assert_all_same(moving: &Moving) {
 
 #[test]
 fn columns_added_dropped_and_renamed_reach_the_target_in_order_and_with_their_rows() {
-    let mut moving = Moving::shared("evolve");
-    moving.source.run(SCHEMA).unwrap();
-    moving.prepare();
-    moving.start();
+    let mut moving = started("evolve");
     for at in 0..CHANGES.len() {
         change(&moving, at);
         // One by one first; the later ones while the consumer is away, or is killed in the middle of them.
@@ -140,10 +155,7 @@ const UNFIT: [(&str, &str, &str, &str); 5] = [
 
 #[test]
 fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_there_after_the_remedy() {
-    let mut moving = Moving::shared("unfit");
-    moving.source.run(SCHEMA).unwrap();
-    moving.prepare();
-    moving.start();
+    let mut moving = started("unfit");
     for (unfit, sql, said, remedy) in UNFIT {
         moving.caught_up();
         moving.services[1].kill();
@@ -153,12 +165,7 @@ fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_ther
         moving.source.run(&format!("BEGIN; UPDATE keyless SET a = a + 1; {sql}; COMMIT")).unwrap();
         moving.source.run("UPDATE parted SET a = a + 1").unwrap();
         moving.restart(1);
-        let ended = moving.services[1].process().wait_ended(LIMIT).unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-        assert_eq!(ended.code(), Some(1), "{sql}");
-        let status = run("dflux", &moving.migration.config(), ["status", "--json"]).unwrap();
-        let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
-        let (error, hint) =
-            (status["lanes"][0]["error"].as_str().unwrap(), status["lanes"][0]["hint"].as_str().unwrap());
+        let (error, hint) = stopped(&moving, sql);
         // The key: a union's branch 1, then 400 in Avro's zigzag.
         let hash = moving.source.value("SELECT md5('\\x02a006'::bytea)").unwrap();
         for part in [&format!("key hash {hash}"), "public.plain", said] {
@@ -180,10 +187,7 @@ fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_ther
 
 #[test]
 fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_shown_lets_it_go_on() {
-    let mut moving = Moving::shared("stops");
-    moving.source.run(SCHEMA).unwrap();
-    moving.prepare();
-    moving.start();
+    let mut moving = started("stops");
     change(&moving, 0);
     moving.caught_up();
     let cases = [
@@ -217,15 +221,10 @@ fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_sh
         moving.source.run(sql).unwrap();
         moving.source.run(row).unwrap();
         moving.source.run("UPDATE whole SET a = a + 1").unwrap();
-        let ended = moving.services[1].process().wait_ended(LIMIT).unwrap_or_else(|failure| panic!("{sql}: {failure}"));
-        assert_eq!(ended.code(), Some(1), "{sql}");
-        let status = run("dflux", &moving.migration.config(), ["status", "--json"]).unwrap();
-        let status: serde_json::Value = serde_json::from_str(&status.stdout).unwrap();
-        let lane = &status["lanes"][0];
-        let hint = lane["hint"].as_str().unwrap_or_default();
-        assert!(hint.contains(statement), "{sql}: {status:#}");
+        let (error, hint) = stopped(&moving, sql);
+        assert!(hint.contains(statement), "{sql}: {hint}");
         assert_eq!(hint.contains("dflux resync public."), again && sql.contains("ADD"), "{hint}");
-        assert!(lane["error"].as_str().unwrap().contains("the lane stops before"), "{status:#}");
+        assert!(error.contains("the lane stops before"), "{error}");
         // What was before is there.
         moving.assert_same(["SELECT sum(a) FROM keyless"]);
         let start = hint.find("ALTER TABLE").unwrap();
