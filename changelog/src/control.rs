@@ -1,10 +1,11 @@
-//! The records of `…-transactions`: a lane's birth, the manifests of its transactions, its markers, and values of sequences.
+//! The records of `…-transactions`: a lane's birth, the manifests of its transactions, its markers, values of sequences, and
+//! changes of tables.
 //!
-//! Written as Avro with the schema `schemas/lane.avsc` (one record, its body a union of the four), in Confluent's frame. A
+//! Written as Avro with the schema `schemas/lane.avsc` (one record, its body a union of the five), in Confluent's frame. A
 //! branch is only ever added at the end: what was written before is read as it was.
 
 use crate::avro::{Reader, frame, put_boolean, put_bytes, put_frame, put_items, put_long};
-use crate::{Error, Lsn, Position, Sequence, sequence};
+use crate::{Error, Lsn, Position, Sequence, TableName, sequence};
 
 /// The Avro schema of the topic's values.
 pub const SCHEMA: &str = include_str!("../../schemas/lane.avsc");
@@ -81,12 +82,42 @@ pub struct Sequences {
     pub sequences: Vec<Sequence>,
 }
 
+/// Tables of the source that a statement changed, as its event trigger told it in the transaction: what is before it in the lane
+/// was written to the tables as they were, what is behind it to the tables as they are described here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaChange {
+    pub system_identifier: String,
+    pub timeline: i32,
+    /// Its own: it counts as a change of its transaction.
+    pub position: Position,
+    /// As in a [`Manifest`].
+    pub end_lsn: Lsn,
+    pub commit_time_micros: i64,
+    /// Whether the transaction ends with it.
+    pub last: bool,
+    /// What the source's session had sent, perhaps with more statements, perhaps cut.
+    pub statement: String,
+    pub tables: Vec<TableChange>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableChange {
+    pub table: TableName,
+    /// The same unless the table got another name or schema.
+    pub previous: TableName,
+    /// Of the events of the table as it was; none if the statement made it.
+    pub previous_schema_id: Option<u32>,
+    /// Of the table as it is now; none if it was dropped.
+    pub schema_id: Option<u32>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LaneRecord {
     Birth(Birth),
     Manifest(Manifest),
     Marker(Marker),
     Sequences(Sequences),
+    Schema(SchemaChange),
 }
 
 impl LaneRecord {
@@ -97,6 +128,7 @@ impl LaneRecord {
             LaneRecord::Manifest(manifest) => Some(manifest.position),
             LaneRecord::Marker(marker) => Some(marker.position),
             LaneRecord::Sequences(sequences) => Some(sequences.position),
+            LaneRecord::Schema(change) => Some(change.position),
         }
     }
 
@@ -149,6 +181,24 @@ impl LaneRecord {
                 put_long(out, read.read_at_micros);
                 put_items(out, &read.sequences, sequence::put);
             }
+            LaneRecord::Schema(change) => {
+                put_long(out, 4);
+                put_bytes(out, change.system_identifier.as_bytes());
+                put_long(out, i64::from(change.timeline));
+                put_position(out, &change.position);
+                put_long(out, change.end_lsn.0 as i64);
+                put_long(out, change.commit_time_micros);
+                put_boolean(out, change.last);
+                put_bytes(out, change.statement.as_bytes());
+                put_items(out, &change.tables, |out, table| {
+                    for name in [&table.table, &table.previous] {
+                        put_bytes(out, name.schema.as_bytes());
+                        put_bytes(out, name.name.as_bytes());
+                    }
+                    put_long(out, table.previous_schema_id.map_or(0, i64::from));
+                    put_long(out, table.schema_id.map_or(0, i64::from));
+                });
+            }
         }
     }
 
@@ -196,7 +246,17 @@ impl LaneRecord {
                 read_at_micros: r.long()?,
                 sequences: r.list(sequence::take)?,
             }),
-            _ => return Err(r.corrupt("neither birth, manifest, marker nor sequences: a later dflux wrote it")),
+            4 => LaneRecord::Schema(SchemaChange {
+                system_identifier: r.string()?.to_owned(),
+                timeline: r.int()?,
+                position: position(r)?,
+                end_lsn: Lsn(r.unsigned()?),
+                commit_time_micros: r.long()?,
+                last: r.boolean()?,
+                statement: r.string()?.to_owned(),
+                tables: r.list(table_change)?,
+            }),
+            _ => return Err(r.corrupt("none of the records that this dflux knows: a later one wrote it")),
         };
         reader.finish()?;
         Ok(decoded)
@@ -205,6 +265,16 @@ impl LaneRecord {
 
 fn partition_count(r: &mut Reader<'_>) -> Result<PartitionCount, Error> {
     Ok(PartitionCount { topic: r.string()?.to_owned(), partition: r.int()?, events: r.unsigned()? })
+}
+
+fn table_change(r: &mut Reader<'_>) -> Result<TableChange, Error> {
+    let table = TableName::new(r.string()?, r.string()?);
+    let previous = TableName::new(r.string()?, r.string()?);
+    let mut schema_id = || -> Result<Option<u32>, Error> {
+        let id = u32::try_from(r.long()?).map_err(|_| r.corrupt("schema id out of range"))?;
+        Ok(Some(id).filter(|id| *id != 0))
+    };
+    Ok(TableChange { table, previous, previous_schema_id: schema_id()?, schema_id: schema_id()? })
 }
 
 fn put_position(out: &mut Vec<u8>, position: &Position) {

@@ -29,7 +29,7 @@ pub mod text;
 pub mod topics;
 
 pub use block::Block;
-pub use control::{Birth, LaneRecord, Manifest, Marker, PartitionCount, Sequences};
+pub use control::{Birth, LaneRecord, Manifest, Marker, PartitionCount, SchemaChange, Sequences, TableChange};
 pub use decode::{Event, EventDecoder, Head, Header};
 pub use encode::{Cell, EventEncoder};
 pub use error::Error;

@@ -14,7 +14,8 @@ use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCo
 use changelog::table::{Column, Identity};
 use changelog::{
     Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn,
-    Manifest, Marker, Op, Position, Sequence, Sequences, TableName, TableShape, Value, control, ledger, schema, text,
+    Manifest, Marker, Op, Position, SchemaChange, Sequence, Sequences, TableChange, TableName, TableShape, Value,
+    control, ledger, schema, text,
 };
 
 const DECIMAL_10_4: i32 = ((10 << 16) | 4) + 4;
@@ -289,6 +290,29 @@ fn control_records() -> Vec<LaneRecord> {
                 cycle: true,
             }],
         }),
+        LaneRecord::Schema(SchemaChange {
+            system_identifier: "7".into(),
+            timeline: 2,
+            position,
+            end_lsn: Lsn(6),
+            commit_time_micros: 4,
+            last: false,
+            statement: "ALTER TABLE t RENAME TO u".into(),
+            tables: vec![
+                TableChange {
+                    table: TableName::new("s", "u"),
+                    previous: TableName::new("s", "t"),
+                    previous_schema_id: Some(7),
+                    schema_id: Some(8),
+                },
+                TableChange {
+                    table: TableName::new("s", "v"),
+                    previous: TableName::new("s", "v"),
+                    previous_schema_id: None,
+                    schema_id: None,
+                },
+            ],
+        }),
     ]
 }
 
@@ -305,6 +329,7 @@ fn control_records_round_trip_and_the_avro_library_reads_them() {
             LaneRecord::Manifest(_) => assert_eq!(field(named, "last"), &Avro::Boolean(true)),
             LaneRecord::Marker(_) => assert_eq!(field(named, "decoded_at"), &Avro::TimestampMicros(2)),
             LaneRecord::Sequences(_) => assert_eq!(field(named, "read_at"), &Avro::TimestampMicros(3)),
+            LaneRecord::Schema(_) => assert_eq!(field(named, "commit_time"), &Avro::TimestampMicros(4)),
         }
         for length in 0..bytes.len() {
             assert!(LaneRecord::decode(&bytes[..length]).is_err());

@@ -70,6 +70,18 @@ pub async fn table(connection: &mut PgConnection, name: &TableName) -> Result<Ta
     read().map_err(target(format!("the columns of {name}")))
 }
 
+/// Whether there is a table of this name.
+///
+/// # Errors
+/// `Target`.
+pub async fn exists(connection: &mut PgConnection, name: &TableName) -> Result<bool, Error> {
+    match table(connection, name).await {
+        Ok(_) => Ok(true),
+        Err(Error::TableMissing { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// A table may have no column at all.
 async fn without_columns(connection: &mut PgConnection, name: &TableName) -> Result<TargetTable, Error> {
     let sql = "SELECT relkind = 'p', pg_catalog.current_setting('session_replication_role') = 'replica' \
@@ -99,6 +111,14 @@ struct Current {
     schema_id: u32,
     since: Position,
     shape: Arc<TableShape>,
+}
+
+/// What the source told of a change of a table, beside what the table is like then.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Of the table as it was.
+    pub previous_schema_id: Option<u32>,
+    pub statement: &'a str,
 }
 
 /// What came of a schema that is met for the first time.
@@ -156,6 +176,7 @@ impl Relations {
         connection: &mut PgConnection,
         schema_id: u32,
         position: Position,
+        told: Option<Told<'_>>,
     ) -> Result<Met, Error> {
         if let Some(relation) = self.by_schema.get(&schema_id) {
             return Ok(Met::Relation(relation.clone()));
@@ -169,11 +190,15 @@ impl Relations {
         let current = known.and_then(Option::as_ref);
         let older = current.is_some_and(|current| position < current.since);
         if !older && current.is_none_or(|current| current.schema_id != schema_id) {
-            let prior = match known {
-                Some(current) => current.as_ref().map(|current| current.shape.clone()),
-                None => self.earlier(&name, schema_id).await?,
+            let before = told.and_then(|told| told.previous_schema_id);
+            let prior = match (current, before) {
+                (Some(current), _) => Some(current.shape.clone()),
+                (None, Some(before)) => Some(self.decoder(before).await?.shape().clone()),
+                (None, None) if known.is_some() => None,
+                (None, None) => self.earlier(&name, schema_id).await?,
             };
-            let statements = statements(connection, (prior.as_deref(), &shape), &target, position).await?;
+            let statement = told.map(|told| told.statement);
+            let statements = statements(connection, (prior.as_deref(), &shape), &target, statement, position).await?;
             let changed = prior.is_some() || !statements.is_empty();
             let (table, shape) = (name.clone(), shape.clone());
             let alteration = Alteration { table, position, schema_id, shape, statements, changed };
@@ -208,6 +233,14 @@ impl Relations {
         let Alteration { position, schema_id, shape, .. } = alteration;
         let current = Current { schema_id: *schema_id, since: *position, shape: shape.clone() };
         self.current.insert(alteration.table.clone(), Some(current));
+    }
+
+    /// The target's table has another name now.
+    pub fn renamed(&mut self, from: &TableName, to: &TableName) {
+        self.by_schema.retain(|_, relation| relation.name() != from);
+        if let Some(current) = self.current.remove(from) {
+            self.current.insert(to.clone(), current);
+        }
     }
 
     /// Somebody else has applied events of the table.
@@ -272,6 +305,7 @@ async fn statements(
     connection: &mut PgConnection,
     (prior, next): (Option<&TableShape>, &TableShape),
     target_table: &TargetTable,
+    statement: Option<&str>,
     position: Position,
 ) -> Result<Vec<String>, Error> {
     let wanted = |column: &&Column| {
@@ -291,7 +325,7 @@ async fn statements(
             .bind(wanted.iter().map(|column| column.typmod).collect::<Vec<_>>());
         declared.extend(query.fetch_all(connection).await.map_err(target("the types of the columns"))?);
     }
-    let evolution = Evolution { prior, next, target: target_table, declared: &declared, statement: None };
+    let evolution = Evolution { prior, next, target: target_table, declared: &declared, statement };
     evolution.statements().map_err(|refusal| Error::SchemaChange {
         table: next.table.clone(),
         position,

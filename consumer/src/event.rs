@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use changelog::{EventDecoder, Head, Header, Manifest, Marker, Sequences, avro};
+use changelog::{EventDecoder, Head, Header, Manifest, Marker, SchemaChange, Sequences, avro};
 
 /// Index of a partition in the order in which the reader met them.
 pub type PartitionIndex = u16;
@@ -101,6 +101,11 @@ pub enum Item {
     /// Values of the source's sequences.
     Sequences {
         read: Sequences,
+        offset: i64,
+    },
+    /// Tables of the source were changed.
+    Schema {
+        change: Box<SchemaChange>,
         offset: i64,
     },
 }

@@ -12,7 +12,7 @@
 
 use std::collections::HashMap;
 
-use changelog::{Header, LaneRecord, Lsn, Manifest, Marker, Position, Sequences};
+use changelog::{Header, LaneRecord, Lsn, Manifest, Marker, Position, SchemaChange, Sequences};
 
 use crate::Error;
 
@@ -52,6 +52,7 @@ pub enum Merged<E> {
     End(Manifest),
     Marker(Marker),
     Sequences(Sequences),
+    Schema(SchemaChange),
 }
 
 /// Index of a partition in the order of its first mention.
@@ -136,6 +137,20 @@ impl<E> Merge<E> {
                 let origin = (read.system_identifier.clone(), read.timeline);
                 self.message(origin, read.position, Merged::Sequences(read))
             }
+            LaneRecord::Schema(change) => {
+                if self.reached.covers(&change.position) {
+                    return Ok(false);
+                }
+                self.check_origin(&change.system_identifier, change.timeline, change.position)?;
+                self.release_held(change.position.commit_lsn);
+                self.reached = Applied::through(change.position);
+                let last = change.last;
+                self.ready.push(Merged::Schema(change));
+                if last {
+                    self.release_all();
+                }
+                Ok(true)
+            }
         }
     }
 
@@ -195,6 +210,12 @@ impl<E> Merge<E> {
                 self.held.push((of, merged));
             }
         }
+    }
+
+    /// Markers of a transaction that ends are reached.
+    fn release_all(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        self.ready.extend(held.into_iter().map(|(_, merged)| merged));
     }
 
     /// Whether the next record of `-transactions` is what is needed.
@@ -260,9 +281,7 @@ impl<E> Merge<E> {
         let manifest = self.open.take()?.manifest;
         self.reached = Applied::through(manifest.position);
         if manifest.last {
-            // Markers of this transaction are reached now.
-            let held = std::mem::take(&mut self.held);
-            self.ready.extend(held.into_iter().map(|(_, merged)| merged));
+            self.release_all();
         }
         Some(Merged::End(manifest))
     }

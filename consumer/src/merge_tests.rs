@@ -60,6 +60,7 @@ fn merged(
             match item {
                 Merged::Event(header, ()) => out.push(Some(header.position)),
                 Merged::End(_) => out.push(None),
+                Merged::Schema(change) => out.push(Some(change.position)),
                 Merged::Marker(_) | Merged::Sequences(_) => {}
             }
         } else if let Some(needed) = merge.needs() {
@@ -109,6 +110,38 @@ fn a_marker_before_the_first_change_of_its_transaction_does_not_hide_it() {
     assert_eq!(merged(Applied::before(Lsn(1)), &control, &logs).unwrap(), [Some(position(100, 0)), None]);
     // Restarted between the two.
     assert_eq!(merged(Applied::before(Lsn(100)), &control, &logs).unwrap(), [Some(position(100, 0)), None]);
+}
+
+#[test]
+fn a_change_of_tables_stands_between_the_rows_before_and_behind_it_and_comes_once() {
+    let schema = |ordinal, last| {
+        LaneRecord::Schema(SchemaChange {
+            system_identifier: SYSTEM.into(),
+            timeline: 1,
+            position: position(100, ordinal),
+            end_lsn: Lsn(101),
+            commit_time_micros: 0,
+            last,
+            statement: String::new(),
+            tables: Vec::new(),
+        })
+    };
+    let control = [
+        manifest(position(100, 1), false, &[("a", 0, 2)]),
+        schema(2, false),
+        // A producer that was started again sends what it had not seen acknowledged.
+        schema(2, false),
+        manifest(position(100, 3), false, &[("a", 0, 1)]),
+        schema(4, true),
+        schema(4, true),
+        manifest(position(120, 0), true, &[("a", 0, 1)]),
+    ];
+    let logs = [("a", vec![position(100, 0), position(100, 1), position(100, 3), position(120, 0)])];
+    let at = |ordinal| Some(position(100, ordinal));
+    let out = merged(Applied::before(Lsn(1)), &control, &logs).unwrap();
+    assert_eq!(out, [at(0), at(1), None, at(2), at(3), None, at(4), Some(position(120, 0)), None]);
+    let out = merged(Applied::through(position(100, 4)), &control, &logs).unwrap();
+    assert_eq!(out, [Some(position(120, 0)), None], "its transaction is whole");
 }
 
 #[test]

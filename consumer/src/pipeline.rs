@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use changelog::{Lsn, Manifest, Op, Position, TableName};
+use changelog::{Lsn, Manifest, Op, Position, SchemaChange, TableChange, TableName};
 use service::{Shutdown, config};
 use tokio::sync::mpsc;
 
-use crate::catalog::{Met, Relations};
+use crate::catalog::{Met, Relations, Told};
 use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
 use crate::execute::{Applier, Batch, Tail, prepare};
@@ -260,8 +260,12 @@ impl Pipeline<'_> {
 
     /// Whether the item begins the first transaction that must be applied strictly, while the lane is still tolerant.
     fn turns(&self, item: &Item) -> bool {
-        let Item::Event(event) = item else { return false };
-        !self.exact && !self.inside && event.header.position.commit_lsn >= self.exact_from
+        let position = match item {
+            Item::Event(event) => event.header.position,
+            Item::Schema { change, .. } => change.position,
+            _ => return false,
+        };
+        !self.exact && !self.inside && position.commit_lsn >= self.exact_from
     }
 
     fn full(&self) -> bool {
@@ -296,6 +300,7 @@ impl Pipeline<'_> {
                 self.event(event).await?;
             }
             Item::End { manifest, offset } => self.end(manifest, offset).await?,
+            Item::Schema { change, offset } => Box::pin(self.schema(&change, offset)).await?,
             Item::Marker { marker, received_at_micros, offset } => {
                 self.passed(marker.position, offset);
                 self.batch.marker = Some((marker, received_at_micros));
@@ -331,13 +336,15 @@ impl Pipeline<'_> {
     }
 
     async fn end(&mut self, manifest: Manifest, offset: i64) -> Result<(), Error> {
-        if !manifest.last {
-            return Ok(());
-        }
+        if manifest.last { self.ended(manifest.position, offset).await } else { Ok(()) }
+    }
+
+    /// The last record of a source transaction was taken.
+    async fn ended(&mut self, position: Position, offset: i64) -> Result<(), Error> {
         self.inside = false;
-        self.mark_control(offset, manifest.position);
+        self.mark_control(offset, position);
         self.batch.transactions += 1;
-        self.batch.applied = Some(Applied::through(manifest.position));
+        self.batch.applied = Some(Applied::through(position));
         if self.full() || self.uncommitted {
             self.uncommitted = false;
             self.flush(true).await?;
@@ -345,23 +352,60 @@ impl Pipeline<'_> {
         Ok(())
     }
 
+    /// Tables of the source were changed: the target's are in the transaction of the rows around it.
+    async fn schema(&mut self, change: &SchemaChange, offset: i64) -> Result<(), Error> {
+        self.inside = true;
+        self.at = change.position.commit_lsn;
+        for table in &change.tables {
+            // What is copied anew comes as it is then.
+            if !self.rules.get(&table.previous).is_some_and(|rule| left(rule, self.at)) {
+                self.table_changed(table, change).await?;
+            }
+        }
+        if change.last { self.ended(change.position, offset).await } else { Ok(()) }
+    }
+
+    async fn table_changed(&mut self, changed: &TableChange, change: &SchemaChange) -> Result<(), Error> {
+        let TableChange { table, previous, previous_schema_id, schema_id } = changed;
+        let Some(schema_id) = *schema_id else {
+            self.whole_table().await?.drop_table(table, change).await?;
+            self.relations.forget(table);
+            return Ok(());
+        };
+        if table != previous {
+            self.whole_table().await?.rename_table(previous, table, change).await?;
+            self.relations.renamed(previous, table);
+            if let Some(rule) = self.rules.remove(previous) {
+                self.rules.insert(table.clone(), rule);
+            }
+        }
+        let told = Told { previous_schema_id: *previous_schema_id, statement: &change.statement };
+        self.meet(schema_id, change.position, Some(told)).await.map(|_| ())
+    }
+
+    /// The session for what concerns a table as a whole, behind all that is pending and in the same transaction.
+    async fn whole_table(&mut self) -> Result<&mut Applier, Error> {
+        self.uncommitted = true;
+        self.flush(false).await?;
+        self.applier().await
+    }
+
     async fn event(&mut self, event: RawEvent) -> Result<(), Error> {
         let commit_lsn = event.header.position.commit_lsn;
-        let left = |rule: &Rule| rule.suspended || commit_lsn < rule.skip_below;
         let relation = match self.relations.known(event.schema_id) {
             Some(relation) => relation,
             None => {
                 // An event that is left to others says nothing of the target's table.
                 let table = self.relations.table_of(event.schema_id).await?;
-                if self.rules.get(&table).is_some_and(left) {
+                if self.rules.get(&table).is_some_and(|rule| left(rule, commit_lsn)) {
                     return Ok(());
                 }
-                self.meet(event.schema_id, event.header.position).await?
+                self.meet(event.schema_id, event.header.position, None).await?
             }
         };
         let mut tolerant = commit_lsn < self.exact_from;
         if let Some(rule) = self.rules.get(relation.name()) {
-            if left(rule) {
+            if left(rule, commit_lsn) {
                 return Ok(());
             }
             tolerant |= commit_lsn < rule.tolerant_below;
@@ -375,16 +419,19 @@ impl Pipeline<'_> {
 
     /// A schema that was not met before; if the target's table must be altered for it, then behind all that is pending, and in
     /// the transaction of the event.
-    async fn meet(&mut self, schema_id: u32, position: Position) -> Result<Arc<Relation>, Error> {
+    async fn meet(
+        &mut self,
+        schema_id: u32,
+        position: Position,
+        told: Option<Told<'_>>,
+    ) -> Result<Arc<Relation>, Error> {
         loop {
             self.settle().await?;
             let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
-            match self.relations.meet(&mut applier.connection, schema_id, position).await? {
+            match self.relations.meet(&mut applier.connection, schema_id, position, told).await? {
                 Met::Relation(relation) => return Ok(relation),
                 Met::Alter(alteration) => {
-                    self.uncommitted = true;
-                    self.flush(false).await?;
-                    self.applier().await?.alter(&alteration).await?;
+                    self.whole_table().await?.alter(&alteration).await?;
                     self.relations.altered(&alteration);
                 }
             }
@@ -418,6 +465,11 @@ impl Pipeline<'_> {
         })));
         Ok(())
     }
+}
+
+/// Whether the events of a transaction are left to the table's copy.
+fn left(rule: &Rule, commit_lsn: Lsn) -> bool {
+    rule.suspended || commit_lsn < rule.skip_below
 }
 
 type Landed = Result<(Applier, Batch, Result<(), Error>), tokio::task::JoinError>;

@@ -376,7 +376,7 @@ impl Replay {
     /// As the lane does it, while it leaves the table alone.
     async fn meet(&mut self, batch: &mut Batch, schema_id: u32, at: Position) -> Result<Arc<Relation>, Error> {
         loop {
-            match self.relations.meet(&mut self.applier.connection, schema_id, at).await? {
+            match self.relations.meet(&mut self.applier.connection, schema_id, at, None).await? {
                 Met::Relation(relation) => return Ok(relation),
                 Met::Alter(alteration) => {
                     let prepared = prepare(&batch.changes)?;

@@ -404,7 +404,7 @@ impl LaneThread {
     fn look_ahead(&mut self) -> Result<(), Error> {
         let weight = |ahead: &ControlRecord| match &ahead.record {
             LaneRecord::Manifest(manifest) => 1 + manifest.partitions.len(),
-            LaneRecord::Birth(_) | LaneRecord::Marker(_) | LaneRecord::Sequences(_) => 1,
+            LaneRecord::Birth(_) | LaneRecord::Marker(_) | LaneRecord::Sequences(_) | LaneRecord::Schema(_) => 1,
         };
         let mut held: usize = self.ahead.iter().map(weight).sum();
         while held < AHEAD_MAX {
@@ -471,6 +471,7 @@ impl LaneThread {
             Merged::End(manifest) => Item::End { manifest, offset },
             Merged::Marker(marker) => Item::Marker { marker, received_at_micros, offset },
             Merged::Sequences(read) => Item::Sequences { read, offset },
+            Merged::Schema(change) => Item::Schema { change: Box::new(change), offset },
         };
         self.parcel.push(item);
         if self.parcel_bytes >= PARCEL_BYTES || self.parcel.len() >= PARCEL_ITEMS {

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use changelog::table::quote_identifier;
 use changelog::{Lane, TableName, Topics};
+use producer::source::schema_trigger;
 use service::Config;
 use service::registry::RegistryClient;
 use tokio_postgres::error::SqlState;
 
 use crate::error::Exit;
+use crate::prepare::source::failed;
 use crate::topics::Kafka;
 use crate::{Database, Error};
 
@@ -27,6 +29,7 @@ struct Found {
     /// Whether the publication is there; dropped only if dflux wrote down that it made it.
     publication: Option<Made>,
     identities: Vec<Changed>,
+    trigger: bool,
     topics: Vec<String>,
     /// Whether the target has the schema, and whether other migrations have rows in it.
     schema: bool,
@@ -78,6 +81,10 @@ pub async fn run(config: &Config, confirmed: bool) -> Result<Exit, Error> {
         source.execute("dropping the slot", "SELECT pg_catalog.pg_drop_replication_slot($1)", &[slot]).await?;
         println!("source: slot {slot} dropped");
     }
+    if found.trigger {
+        schema_trigger::remove(&source.client, &config.migration.name).await.map_err(failed)?;
+        println!("source: event trigger \"dflux {}\" removed", config.migration.name);
+    }
     if found.publication == Some(Made::Ours) {
         let name = quote_identifier(&config.migration.publication);
         source.batch("dropping the publication", &format!("DROP PUBLICATION IF EXISTS {name}")).await?;
@@ -95,6 +102,9 @@ impl Found {
     fn lines(&self, config: &Config) -> Vec<String> {
         let mut lines = Vec::new();
         lines.extend(self.slots.iter().map(|slot| format!("source: slot {slot}")));
+        if self.trigger {
+            lines.push(format!("source: event trigger \"dflux {}\"", config.migration.name));
+        }
         if self.publication == Some(Made::Ours) {
             lines.push(format!("source: publication {}", config.migration.publication));
         }
@@ -130,7 +140,8 @@ async fn find(config: &Config, (source, target): (&Database, &Database), kafka: 
         let lane = format!("{}/", migration.name);
         let sql = "SELECT EXISTS (SELECT FROM dflux.lane WHERE NOT starts_with(lane, $1)
             UNION ALL SELECT FROM dflux.schema_step WHERE migration <> $2
-            UNION ALL SELECT FROM dflux.source_change WHERE migration <> $2)";
+            UNION ALL SELECT FROM dflux.source_change WHERE migration <> $2)
+            OR to_regclass('dflux.source_table') IS NOT NULL";
         let row = target.row("other migrations", sql, &[&lane, &migration.name]).await?;
         found.shared = target.get(&row, 0)?;
         let sql =
@@ -151,6 +162,7 @@ async fn on_source(config: &Config, source: &Database, found: &mut Found) -> Res
     let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1)";
     let publication = source.row("its publications", sql, &[&migration.publication]).await?;
     found.publication = source.get::<bool>(&publication, 0)?.then_some(Made::Unknown);
+    found.trigger = schema_trigger::installed(&source.client, &migration.name).await.map_err(failed)?;
     Ok(())
 }
 

@@ -10,8 +10,8 @@
 //!
 //! Pure: no I/O, no clock, and no opinion on tables. It must never filter: the ordinal is a part of a change's identity
 //! ([`changelog::Position`]), so it counts every insert, update and delete and every relation of a truncate that the server
-//! sends, in order, whatever a caller does with them. Logical messages are not changes and do not count: a marker
-//! that one run of the producer wrote and another did not would otherwise shift its neighbours.
+//! sends, in order, whatever a caller does with them. A change of tables that the event trigger told counts too: it has its place
+//! among the rows. Other logical messages do not.
 //!
 //! A restart makes a new assembler: the server sends from the beginning of a transaction, and each Relation message again.
 //! A transaction is not held here, its events go out as they come; memory is the known relations.
@@ -24,6 +24,9 @@ use changelog::{Lsn, Position};
 use foldhash::HashMap;
 
 use crate::pgoutput::{Before, Begin, Commit, LogicalMessage, Message, Relation, Truncate, TupleData};
+
+/// Prefix of what the source's event trigger emits ([`crate::source::schema_trigger`]).
+pub const SCHEMA_PREFIX: &str = "dflux.schema";
 
 /// Prefix of our markers (`pg_logical_emit_message(true, 'dflux.marker', …)`).
 pub const MARKER_PREFIX: &str = "dflux.marker";
@@ -48,6 +51,11 @@ pub enum Assembled {
     /// A transactional message with [`MARKER_PREFIX`].
     Marker {
         lsn: Lsn,
+        content: Bytes,
+    },
+    /// Tables were changed: a message with [`SCHEMA_PREFIX`].
+    Schema {
+        ordinal: u64,
         content: Bytes,
     },
     Commit(Committed),
@@ -142,6 +150,16 @@ struct OpenTransaction {
     begin: Begin,
     /// The next ordinal, so also the number of changes so far.
     changes: u64,
+}
+
+impl OpenTransaction {
+    /// Gives out the next ordinal.
+    fn count(&mut self) -> Result<u64, AssembleError> {
+        let ordinal = self.changes;
+        let Begin { xid, final_lsn: lsn, .. } = self.begin;
+        self.changes = ordinal.checked_add(1).ok_or(AssembleError::TooManyChanges { xid, lsn })?;
+        Ok(ordinal)
+    }
 }
 
 /// The state between messages: what was described, and what is open.
@@ -256,10 +274,7 @@ impl Assembler {
             let (schema, table) = (relation.schema.clone(), relation.name.clone());
             return Err(AssembleError::ColumnCount { schema, table, position, found, expected });
         }
-        let ordinal = open.changes;
-        open.changes = ordinal
-            .checked_add(1)
-            .ok_or(AssembleError::TooManyChanges { xid: open.begin.xid, lsn: open.begin.final_lsn })?;
+        let ordinal = open.count()?;
         Ok((ordinal, Arc::clone(relation)))
     }
 
@@ -287,8 +302,9 @@ impl Assembler {
         if !message.transactional {
             return Ok(None);
         }
-        self.opened("Message", lsn)?;
+        let open = self.opened("Message", lsn)?;
         Ok(match message.prefix.as_str() {
+            SCHEMA_PREFIX => Some(Assembled::Schema { ordinal: open.count()?, content: message.content }),
             MARKER_PREFIX => Some(Assembled::Marker { lsn: message.lsn, content: message.content }),
             MESSAGE_PREFIX => Some(Assembled::OriginMessage { content: message.content }),
             _ => None,

@@ -60,6 +60,10 @@ impl LaneTail {
                 self.end_lsn = self.end_lsn.max(sequences.end_lsn);
                 self.timeline = Some(sequences.timeline);
             }
+            LaneRecord::Schema(change) => {
+                self.end_lsn = self.end_lsn.max(change.end_lsn);
+                self.timeline = Some(change.timeline);
+            }
         }
     }
 }

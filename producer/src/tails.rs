@@ -96,7 +96,8 @@ impl TailReader {
         self.read(&[(place.clone(), 0, 1)], |_, value| {
             match LaneRecord::decode(value)? {
                 LaneRecord::Birth(birth) => tail.birth = Some(birth),
-                LaneRecord::Manifest(_) | LaneRecord::Marker(_) | LaneRecord::Sequences(_) => tail.headless = true,
+                LaneRecord::Manifest(_) | LaneRecord::Marker(_) => tail.headless = true,
+                LaneRecord::Sequences(_) | LaneRecord::Schema(_) => tail.headless = true,
             }
             Ok(())
         })?;

@@ -10,13 +10,13 @@ use crate::moving::Moving;
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// Columns as a person sees them, in the order of their names: numbers differ once one was dropped.
-const COLUMNS: &str = "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid), \
+pub const COLUMNS: &str = "SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), pg_get_expr(d.adbin, d.adrelid), \
      (SELECT collname FROM pg_collation l WHERE l.oid = a.attcollation) \
      FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid LEFT JOIN pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) \
      WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1, 2";
 
 /// Every row of a table, its columns in the order of their names.
-fn rows_by_name(table: &str) -> String {
+pub fn rows_by_name(table: &str) -> String {
     format!("SELECT to_jsonb(r)::text FROM {table} AS r ORDER BY to_jsonb(r)::text COLLATE \"C\"")
 }
 
@@ -62,16 +62,28 @@ const CHANGES: &[&str] = &[
     "UPDATE plain SET m = 'new' WHERE number < 3",
 ];
 
-fn started(label: &str) -> Moving {
+/// How the producer learns of a change of a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// What the source's event trigger says in the transaction.
+    Trigger,
+    /// The rows that follow.
+    Rows,
+}
+
+fn started(label: &str, by: By) -> Moving {
     let mut moving = Moving::shared(label);
     moving.source.run(SCHEMA).unwrap();
     moving.prepare();
+    if by == By::Rows {
+        moving.source.run(&format!("DROP EVENT TRIGGER \"dflux {}\"", moving.migration.name)).unwrap();
+    }
     moving.start();
     moving
 }
 
 /// The consumer ends by itself; what `dflux status` then shows of the lane: the error and the hint.
-fn stopped(moving: &Moving, sql: &str) -> (String, String) {
+pub fn stopped(moving: &Moving, sql: &str) -> (String, String) {
     let ended = moving.services[1].process().wait_ended(LIMIT).unwrap_or_else(|failure| panic!("{sql}: {failure}"));
     assert_eq!(ended.code(), Some(1), "{sql}");
     let status = run("dflux", &moving.migration.config(), ["status", "--json"]).unwrap();
@@ -94,7 +106,15 @@ fn assert_all_same(moving: &Moving) {
 
 #[test]
 fn columns_added_dropped_and_renamed_reach_the_target_in_order_and_with_their_rows() {
-    let mut moving = started("evolve");
+    columns_reach_the_target(started("evolve", By::Rows));
+}
+
+#[test]
+fn and_so_they_do_where_the_event_trigger_tells_of_them() {
+    columns_reach_the_target(started("evolvetold", By::Trigger));
+}
+
+fn columns_reach_the_target(mut moving: Moving) {
     for at in 0..CHANGES.len() {
         change(&moving, at);
         // One by one first; the later ones while the consumer is away, or is killed in the middle of them.
@@ -155,7 +175,7 @@ const UNFIT: [(&str, &str, &str, &str); 5] = [
 
 #[test]
 fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_there_after_the_remedy() {
-    let mut moving = started("unfit");
+    let mut moving = started("unfit", By::Trigger);
     for (unfit, sql, said, remedy) in UNFIT {
         moving.caught_up();
         moving.services[1].kill();
@@ -187,7 +207,7 @@ fn what_the_target_cannot_hold_stops_the_lane_at_that_record_and_it_goes_on_ther
 
 #[test]
 fn a_change_that_no_event_explains_stops_the_lane_before_it_and_the_statement_shown_lets_it_go_on() {
-    let mut moving = started("stops");
+    let mut moving = started("stops", By::Rows);
     change(&moving, 0);
     moving.caught_up();
     let cases = [

@@ -19,6 +19,7 @@ mod schema;
 mod sequences;
 mod smoke;
 mod tables;
+mod telling;
 mod validator;
 mod values;
 mod walsender;

@@ -62,7 +62,7 @@ impl Lane {
                 LaneRecord::Birth(_) => lane.births += 1,
                 LaneRecord::Manifest(manifest) => lane.manifests.push(manifest),
                 LaneRecord::Marker(marker) => lane.markers.push(marker),
-                LaneRecord::Sequences(_) => {}
+                LaneRecord::Sequences(_) | LaneRecord::Schema(_) => {}
             }
         }
         let mut decoders: HashMap<u32, EventDecoder> = HashMap::new();

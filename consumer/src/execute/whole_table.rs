@@ -1,6 +1,7 @@
 //! What is done to a table as a whole, in the lane's order: it is emptied for another copy, or altered as the source's was.
 
-use changelog::TableName;
+use changelog::table::quote_identifier;
+use changelog::{Position, SchemaChange, TableName};
 use sqlx::Connection;
 
 use super::Applier;
@@ -55,16 +56,74 @@ impl Applier {
     /// # Errors
     /// `SchemaChange` with the statement that was refused; `Target` if it may pass later.
     pub async fn alter(&mut self, alteration: &Alteration) -> Result<(), Error> {
+        let Alteration { table, position, statements, .. } = alteration;
+        self.as_the_source(table, *position, statements).await?;
+        catalog::set_current(&mut self.connection, &self.lane, alteration).await
+    }
+
+    /// # Errors
+    /// As [`Applier::alter`].
+    pub async fn drop_table(&mut self, table: &TableName, change: &SchemaChange) -> Result<(), Error> {
+        // Without CASCADE: what the target has beside the source's is not the source's to drop.
+        let statements = [format!("DROP TABLE IF EXISTS {}", table.quoted())];
+        self.as_the_source(table, change.position, &statements).await?;
+        for sql in [
+            "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "DELETE FROM dflux.table_state WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+        ] {
+            let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
+            query.execute(&mut self.connection).await.map_err(target("what is known of a dropped table"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a table another name or schema, and what is known of it. What was copied stays known by both: the ledger speaks
+    /// of the one, later events of the other.
+    ///
+    /// # Errors
+    /// As [`Applier::alter`].
+    pub async fn rename_table(&mut self, from: &TableName, to: &TableName, change: &SchemaChange) -> Result<(), Error> {
+        let mut statements = Vec::new();
+        if catalog::exists(&mut self.connection, from).await? || !catalog::exists(&mut self.connection, to).await? {
+            let mut named = from.clone();
+            if from.schema != to.schema {
+                statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(&to.schema)));
+                statements.push(format!("ALTER TABLE {} SET SCHEMA {}", named.quoted(), quote_identifier(&to.schema)));
+                named.schema.clone_from(&to.schema);
+            }
+            if from.name != to.name {
+                statements.push(format!("ALTER TABLE {} RENAME TO {}", named.quoted(), quote_identifier(&to.name)));
+            }
+        }
+        self.as_the_source(from, change.position, &statements).await?;
+        for sql in [
+            "UPDATE dflux.incomplete SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "UPDATE dflux.table_schema SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "UPDATE dflux.table_state SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "INSERT INTO dflux.chunk (lane, schema_name, table_name, generation, chunk, attempt, snapshot_lsn, exact_snapshot, row_count, loaded_at) \
+             SELECT lane, $4, $5, generation, chunk, attempt, snapshot_lsn, exact_snapshot, row_count, loaded_at FROM dflux.chunk \
+             WHERE lane = $1 AND (schema_name, table_name) = ($2, $3) ON CONFLICT DO NOTHING",
+        ] {
+            let query = sqlx::query(sql).bind(&self.lane).bind(&from.schema).bind(&from.name);
+            let query = query.bind(&to.schema).bind(&to.name);
+            query.execute(&mut self.connection).await.map_err(target("what is known of a renamed table"))?;
+        }
+        Ok(())
+    }
+
+    /// Runs what the source ran, in the transaction that is open, or in one that it opens.
+    async fn as_the_source(&mut self, table: &TableName, at: Position, statements: &[String]) -> Result<(), Error> {
         if !self.open {
             self.begin().await?;
         }
         run(&mut self.connection, ALTER_WITHIN).await.map_err(target("SET lock_timeout"))?;
-        for statement in &alteration.statements {
+        for statement in statements {
             run(&mut self.connection, statement).await.map_err(|source| match transient(&source) {
                 true => Error::Target { what: statement.clone(), source },
                 false => Error::SchemaChange {
-                    table: alteration.table.clone(),
-                    position: alteration.position,
+                    table: table.clone(),
+                    position: at,
                     refusal: Box::new(Refusal {
                         what: format!("has changed, and the target refuses the same: {source}"),
                         statement: statement.clone(),
@@ -72,11 +131,10 @@ impl Applier {
                     }),
                 },
             })?;
-            observe::altered(&alteration.table.to_string(), &alteration.position, statement);
+            observe::altered(&table.to_string(), &at, statement);
         }
         run(&mut self.connection, "SET LOCAL lock_timeout = 0").await.map_err(target("SET lock_timeout"))?;
         // What was prepared for the table as it was.
-        self.connection.clear_cached_statements().await.map_err(target("DEALLOCATE"))?;
-        catalog::set_current(&mut self.connection, &self.lane, alteration).await
+        self.connection.clear_cached_statements().await.map_err(target("DEALLOCATE"))
     }
 }

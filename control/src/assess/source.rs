@@ -174,6 +174,13 @@ pub async fn privileges(source: &Database, selected: &[&Table], findings: &mut F
     let (user, superuser): (String, bool) = (source.get(&row, 0)?, source.get(&row, 1)?);
     let (replicates, creates): (bool, bool) = (source.get(&row, 2)?, source.get(&row, 3)?);
     let database: String = source.get(&row, 4)?;
+    if !superuser {
+        findings.note(
+            "event_trigger",
+            format!("{user} is no superuser and may make no event trigger: a change of a table is known by the rows that follow it, and a table that is renamed or dropped is not known"),
+            "nothing; or run dflux prepare once with a superuser's [source] url",
+        );
+    }
     if !superuser && !replicates {
         findings.blocker(
             "privilege_replication",

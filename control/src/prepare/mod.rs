@@ -54,6 +54,9 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     if lane.is_none() || !compared.missing.is_empty() {
         first(config, (source, target), &seen, &compared.wanted, lane.is_some()).await?;
     }
+    if !config.target.follows {
+        source::tell_changes(config, source).await?;
+    }
     let Some(lane) = lane else {
         let services = if config.target.follows { "the consumer" } else { "the producer and the consumer" };
         println!("prepared: start {services}, then dflux status --watch");

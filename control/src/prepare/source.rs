@@ -3,7 +3,8 @@
 
 use changelog::TableName;
 use changelog::table::quote_identifier;
-use producer::source::{catalog, publication};
+use producer::source::{catalog, publication, schema_trigger};
+use service::config::Migration;
 use service::{Config, Hint};
 
 use crate::{Database, Error};
@@ -93,6 +94,27 @@ async fn insert(target: &Database, migration: &str, change: &Change<'_>) -> Resu
 /// `Source` with the producer's words and hint.
 pub async fn change(config: &Config, source: &Database) -> Result<publication::Prepared, Error> {
     publication::prepare(&source.client, &config.migration, &config.migration.publication).await.map_err(failed)
+}
+
+/// Makes the event trigger, where the user may.
+///
+/// # Errors
+/// `Source`.
+pub async fn tell_changes(config: &Config, source: &Database) -> Result<(), Error> {
+    let Migration { name, publication, .. } = &config.migration;
+    let lane = changelog::origin::lane_name(name, changelog::Lane::Forward);
+    let before = schema_trigger::installed(&source.client, name).await.map_err(failed)?;
+    let made = schema_trigger::install(&source.client, name, &lane, publication).await.map_err(failed)?;
+    match (before, made) {
+        (true, _) => {}
+        (false, true) => {
+            println!("source: event trigger \"dflux {name}\" made: changes of tables are told as they happen")
+        }
+        (false, false) => println!(
+            "source: only a superuser may make an event trigger: a change of a table is known by the rows that follow it"
+        ),
+    }
+    Ok(())
 }
 
 pub fn say(config: &Config, changed: &publication::Prepared) {

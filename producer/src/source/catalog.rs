@@ -2,14 +2,15 @@
 //!
 //! Reading is I/O; what is published, what is left out and what needs REPLICA IDENTITY FULL are pure functions of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use changelog::{Column, Definition, Identity, TableName, TableShape};
 use service::config::Migration;
 use tokio_postgres::Client;
 
-use super::{field, oid_array, optional, rows};
+use super::description;
+use super::{field, oid_array, rows};
 use crate::error::Error;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,19 +240,12 @@ pub const USER_TABLES: &str = "c.relpersistence <> 't' AND n.nspname !~ '^pg_' \
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass \
       AND d.objid = c.oid AND d.deptype = 'e')";
 
-const TABLES: &str = "SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relreplident, \
-    (SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1), \
-    greatest(c.reltuples, 0)::pg_catalog.int8, \
-    CASE WHEN c.relkind = 'r' THEN coalesce(pg_catalog.pg_table_size(c.oid), 0) ELSE 0 END \
-    FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r','p','f') AND ";
-
 /// Every user table of the database.
 ///
 /// # Errors
 /// The catalog could not be read.
 pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
-    read(client, &format!("{TABLES}{USER_TABLES}")).await
+    description::read(client, USER_TABLES).await
 }
 
 /// Waits until a transaction that the stream has sent is visible to other sessions. Its commit is in the WAL, and so may be with us,
@@ -277,145 +271,7 @@ pub async fn ended(client: &Client, xid: u32) -> Result<(), Error> {
 /// # Errors
 /// The catalog could not be read.
 pub async fn table(client: &Client, oid: u32) -> Result<Option<Arc<Table>>, Error> {
-    Ok(read(client, &format!("{TABLES}{USER_TABLES} AND c.oid = {oid}")).await?.into_iter().next())
-}
-
-async fn read(client: &Client, sql: &str) -> Result<Vec<Arc<Table>>, Error> {
-    const DOING: &str = "read the tables of the catalog";
-    let found = rows(client, DOING, sql).await?;
-    let mut tables = Vec::with_capacity(found.len());
-    for row in &found {
-        let kind: char = field(row, 3, DOING)?;
-        let persistence: char = field(row, 4, DOING)?;
-        let identity: char = field(row, 5, DOING)?;
-        let unknown = |what: &str| Error::Answer { doing: DOING.into(), what: what.into() };
-        tables.push(Table {
-            oid: field(row, 0, DOING)?,
-            name: TableName::new(field::<String>(row, 1, DOING)?, field::<String>(row, 2, DOING)?),
-            kind: match kind {
-                'p' => TableKind::Partitioned,
-                'f' => TableKind::Foreign,
-                _ => TableKind::Ordinary,
-            },
-            logged: persistence == 'p',
-            identity: Identity::from_relreplident(identity as u8).ok_or_else(|| unknown("relreplident"))?,
-            key: Vec::new(),
-            operators: Vec::new(),
-            columns: Vec::new(),
-            parent: row.try_get(6).ok().flatten().and_then(|oid| oid.parse().ok()),
-            estimated_rows: field(row, 7, DOING)?,
-            estimated_bytes: field(row, 8, DOING)?,
-        });
-    }
-    let oids = oid_array(tables.iter().map(|table| table.oid));
-    let mut columns = columns(client, &oids).await?;
-    let mut keys = keys(client, &oids).await?;
-    for table in &mut tables {
-        table.columns = columns.remove(&table.oid).unwrap_or_default();
-        let Keys { primary, identity } = keys.remove(&table.oid).unwrap_or_default();
-        let key = if table.identity == Identity::Index { identity } else { primary };
-        let computed = table.columns.iter().filter(|column| column.generated != Generated::No);
-        let computed: HashSet<&str> = computed.map(|column| column.name.as_str()).collect();
-        if !key.iter().any(|(name, _)| computed.contains(name.as_str())) {
-            (table.key, table.operators) = key.into_iter().unzip();
-        }
-        if table.estimated_rows == 0 && table.estimated_bytes > 0 {
-            // Never analysed: a guess that only sizes chunks and progress bars.
-            table.estimated_rows = (table.estimated_bytes / 100).max(1);
-        }
-    }
-    Ok(tables.into_iter().map(Arc::new).collect())
-}
-
-async fn columns(client: &Client, oids: &str) -> Result<HashMap<u32, Vec<CatalogColumn>>, Error> {
-    const DOING: &str = "read the columns of the catalog";
-    let sql = format!(
-        "SELECT a.attrelid, a.attname, a.atttypid, a.atttypmod, \
-         pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname), a.attgenerated, \
-         a.attnum, pg_catalog.pg_get_expr(d.adbin, d.adrelid), \
-         CASE WHEN c.relkind = 'r' THEN (a.attmissingval::pg_catalog.text::pg_catalog.text[])[1] \
-           WHEN a.atthasdef THEN (SELECT (l.attmissingval::pg_catalog.text::pg_catalog.text[])[1] \
-             FROM pg_catalog.pg_partition_tree(c.oid) p JOIN pg_catalog.pg_attribute l ON l.attrelid = p.relid \
-             WHERE p.isleaf AND l.attname = a.attname AND l.atthasmissing LIMIT 1) END, \
-         a.attidentity, CASE WHEN a.attcollation <> t.typcollation THEN \
-         (SELECT pg_catalog.quote_ident(cn.nspname) || '.' || pg_catalog.quote_ident(co.collname) \
-          FROM pg_catalog.pg_collation co JOIN pg_catalog.pg_namespace cn ON cn.oid = co.collnamespace \
-          WHERE co.oid = a.attcollation) END \
-         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
-         JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace \
-         LEFT JOIN pg_catalog.pg_attrdef d ON (d.adrelid, d.adnum) = (a.attrelid, a.attnum) AND a.attgenerated = '' \
-         WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attrelid = ANY({oids}) ORDER BY a.attrelid, a.attnum"
-    );
-    let mut columns: HashMap<u32, Vec<CatalogColumn>> = HashMap::new();
-    for row in rows(client, DOING, &sql).await? {
-        columns.entry(field(&row, 0, DOING)?).or_default().push(CatalogColumn {
-            name: field(&row, 1, DOING)?,
-            type_oid: field(&row, 2, DOING)?,
-            typmod: field(&row, 3, DOING)?,
-            type_name: field(&row, 4, DOING)?,
-            generated: match field::<String>(&row, 5, DOING)?.as_str() {
-                "" => Generated::No,
-                "v" => Generated::Virtual,
-                _ => Generated::Stored,
-            },
-            definition: Definition {
-                attnum: field(&row, 6, DOING)?,
-                not_null: None,
-                default: optional(&row, 7),
-                missing: optional(&row, 8),
-                identity: optional(&row, 9).and_then(|kind| kind.chars().next()),
-                collation: optional(&row, 10),
-            },
-        });
-    }
-    Ok(columns)
-}
-
-#[derive(Default)]
-struct Keys {
-    primary: Vec<(String, Operators)>,
-    identity: Vec<(String, Operators)>,
-}
-
-async fn keys(client: &Client, oids: &str) -> Result<HashMap<u32, Keys>, Error> {
-    const DOING: &str = "read the keys of the catalog";
-    let sql = format!(
-        "SELECT i.indrelid, i.indisprimary, i.indisreplident, a.attname, o.less, o.at_most, o.equal, o.at_least, o.greater \
-         FROM pg_catalog.pg_index i \
-         CROSS JOIN LATERAL pg_catalog.unnest(i.indkey::pg_catalog.int2[]) WITH ORDINALITY AS k(attnum, place) \
-         JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
-         JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1] \
-         CROSS JOIN LATERAL (SELECT max(w) FILTER (WHERE s = 1) AS less, max(w) FILTER (WHERE s = 2) AS at_most, \
-           max(w) FILTER (WHERE s = 3) AS equal, max(w) FILTER (WHERE s = 4) AS at_least, max(w) FILTER (WHERE s = 5) AS greater \
-           FROM (SELECT m.amopstrategy AS s, \
-             'OPERATOR(' || pg_catalog.quote_ident(h.nspname) || '.' || p.oprname || ')' AS w \
-             FROM pg_catalog.pg_amop m JOIN pg_catalog.pg_operator p ON p.oid = m.amopopr \
-             JOIN pg_catalog.pg_namespace h ON h.oid = p.oprnamespace \
-             WHERE m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype AND m.amoprighttype = c.opcintype \
-             AND m.amoppurpose = 's') AS named) AS o \
-         WHERE i.indrelid = ANY({oids}) AND (i.indisprimary OR i.indisreplident) \
-         AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND k.place <= i.indnkeyatts \
-         ORDER BY i.indrelid, i.indexrelid, k.place"
-    );
-    let mut keys: HashMap<u32, Keys> = HashMap::new();
-    for row in rows(client, DOING, &sql).await? {
-        let of_table = keys.entry(field(&row, 0, DOING)?).or_default();
-        let operators = Operators {
-            less: field(&row, 4, DOING)?,
-            at_most: field(&row, 5, DOING)?,
-            equal: field(&row, 6, DOING)?,
-            at_least: field(&row, 7, DOING)?,
-            greater: field(&row, 8, DOING)?,
-        };
-        let column: (String, Operators) = (field(&row, 3, DOING)?, operators);
-        if field::<String>(&row, 1, DOING)? == "t" {
-            of_table.primary.push(column.clone());
-        }
-        if field::<String>(&row, 2, DOING)? == "t" {
-            of_table.identity.push(column);
-        }
-    }
-    Ok(keys)
+    Ok(description::read(client, &format!("{USER_TABLES} AND c.oid = {oid}")).await?.into_iter().next())
 }
 
 /// Names of types by OID, for columns whose catalog entry has changed since the stream wrote them.

@@ -1,8 +1,10 @@
 //! The source database beside the stream: its catalog, what must be changed on it, its slot. I/O, thin.
 
 pub mod catalog;
+pub mod description;
 pub mod identity;
 pub mod publication;
+pub mod schema_trigger;
 pub mod sequences;
 pub mod slot;
 
@@ -35,11 +37,6 @@ pub fn field<T: std::str::FromStr>(row: &SimpleQueryRow, at: usize, doing: &str)
         doing: doing.to_owned(),
         what: format!("column {at} is {}", if text.is_some() { "malformed" } else { "null" }),
     })
-}
-
-/// A column that may be null, as text.
-fn optional(row: &SimpleQueryRow, at: usize) -> Option<String> {
-    row.try_get(at).ok().flatten().map(str::to_owned)
 }
 
 /// A list of OIDs as an SQL array.

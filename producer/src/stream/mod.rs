@@ -20,18 +20,19 @@ use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use changelog::{
-    Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, Sequences, origin,
-    sequence,
+    Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, SchemaChange,
+    Sequences, origin, sequence,
 };
 use tokio::sync::Notify;
 
-use crate::assemble::{Assembled, Assembler, Change, ChangeKind, Committed};
+use crate::assemble::{Assembled, Assembler, Change, ChangeKind, Committed, SCHEMA_PREFIX};
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::markers;
 use crate::observe::{self, StreamCounts};
 use crate::pgoutput::{self, Begin};
 use crate::publish::{Outgoing, StreamPublisher};
+use crate::source::schema_trigger;
 use crate::walsender::{Frame, FrameReader};
 use images::{Image, Images};
 use segment::{Segment, Segments};
@@ -58,7 +59,8 @@ impl OtherLane {
         match event {
             Assembled::Origin { name, .. } => *name == self.origin,
             Assembled::OriginMessage { content } => **content == *self.message.as_bytes(),
-            Assembled::Begin(_) | Assembled::Change(_) | Assembled::Marker { .. } | Assembled::Commit(_) => false,
+            Assembled::Begin(_) | Assembled::Change(_) | Assembled::Schema { .. } => false,
+            Assembled::Marker { .. } | Assembled::Commit(_) => false,
         }
     }
 }
@@ -82,6 +84,8 @@ struct OpenTransaction {
     /// Written by the other lane: its changes count but are not published.
     ours: bool,
     markers: Vec<String>,
+    /// Told, and not sent before it is known whether the transaction ends with it.
+    schema: Option<SchemaChange>,
 }
 
 /// The loop's state.
@@ -175,7 +179,7 @@ impl Stream {
         match event {
             Assembled::Begin(begin) => {
                 self.segments.begin();
-                self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new() });
+                self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new(), schema: None });
             }
             Assembled::Origin { .. } | Assembled::OriginMessage { .. } => {
                 if let Some(open) = self.open.as_mut() {
@@ -188,13 +192,75 @@ impl Stream {
                     open.markers.push(String::from_utf8_lossy(content).into_owned());
                 }
             }
+            Assembled::Schema { ordinal, content } => return Box::pin(self.schema(*ordinal, content)).await,
             Assembled::Commit(committed) => return self.commit(committed).await,
         }
         Ok(())
     }
 
-    async fn change(&mut self, lsn: Lsn, change: &Change) -> Result<(), Error> {
+    /// What the event trigger told. The manifest of what is before it goes out first.
+    async fn schema(&mut self, ordinal: u64, content: &[u8]) -> Result<(), Error> {
         let Some(OpenTransaction { begin, ours: false, .. }) = self.open else { return Ok(()) };
+        let position = Position::new(begin.final_lsn, ordinal);
+        let told = match schema_trigger::told(content) {
+            Ok(told) if told.lane == self.lane_name => told,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(%position, error, "a message {SCHEMA_PREFIX} that the event trigger did not emit is passed over");
+                return Ok(());
+            }
+        };
+        if !self.start.tables.knows(&told.secret).await? {
+            let hint = "GRANT USAGE ON SCHEMA dflux TO …; GRANT SELECT ON dflux.source_migration TO … if another user made the event trigger";
+            tracing::warn!(%position, hint, "a change of tables was told by nobody that we know; it is known by its rows");
+            return Ok(());
+        }
+        let tables = self.start.tables.tell(told.changes).await?;
+        if tables.is_empty() {
+            return Ok(());
+        }
+        self.send_schema(None).await?;
+        if let Some(segment) = self.segments.close() {
+            self.manifest(begin, segment, None).await?;
+        }
+        for change in &tables {
+            tracing::info!(%position, table = %change.table, "the source has changed a table");
+        }
+        let change = SchemaChange {
+            system_identifier: self.start.system_identifier.clone(),
+            timeline: self.start.timeline,
+            position,
+            end_lsn: begin.final_lsn,
+            commit_time_micros: begin.commit_time_micros,
+            last: false,
+            statement: told.statement,
+            tables,
+        };
+        if let Some(open) = self.open.as_mut() {
+            open.schema = Some(change);
+        }
+        Ok(())
+    }
+
+    /// Sends what was told and not sent yet; with the transaction's end, as the last record of it.
+    async fn send_schema(&mut self, end_lsn: Option<Lsn>) -> Result<(), Error> {
+        let Some(mut change) = self.open.as_mut().and_then(|open| open.schema.take()) else { return Ok(()) };
+        change.last = end_lsn.is_some();
+        change.end_lsn = end_lsn.unwrap_or(change.end_lsn);
+        let position = change.position;
+        self.lane_record(&LaneRecord::Schema(change), position).await?;
+        if let Some(end_lsn) = end_lsn {
+            self.counts.transactions += 1;
+            self.start.publisher.point(end_lsn);
+        }
+        Ok(())
+    }
+
+    async fn change(&mut self, lsn: Lsn, change: &Change) -> Result<(), Error> {
+        let Some(OpenTransaction { begin, ours: false, ref schema, .. }) = self.open else { return Ok(()) };
+        if schema.is_some() {
+            Box::pin(self.send_schema(None)).await?;
+        }
         if self.start.tables.known(&change.relation).is_none() {
             Box::pin(self.start.tables.learn(&change.relation, begin.xid)).await?;
         }
@@ -242,12 +308,13 @@ impl Stream {
     }
 
     async fn commit(&mut self, committed: &Committed) -> Result<(), Error> {
+        Box::pin(self.send_schema(Some(committed.end_lsn))).await?;
         let Some(open) = self.open.take() else { return Ok(()) };
         observe::set(observe::RECEIVED, committed.commit_lsn.0 as f64);
         if open.ours {
             self.counts.filtered += 1;
         }
-        if let Some(segment) = self.segments.commit() {
+        if let Some(segment) = self.segments.close() {
             self.counts.transactions += 1;
             self.manifest(open.begin, segment, Some(committed.end_lsn)).await?;
         }

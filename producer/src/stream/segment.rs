@@ -1,7 +1,7 @@
 //! Counting the events of a transaction into manifests. Pure.
 //!
 //! A manifest covers the events of one segment of `SEGMENT_CHANGES` ordinals. A segment is closed by the first event of a later
-//! one, or by the commit: only then it is known whether it is the last. Counts do not depend on what a restart skips, so a
+//! one, by a change of tables, or by the commit: only then it is known whether it is the last. Counts do not depend on what a restart skips, so a
 //! producer that starts again in the middle of a transaction writes the very same manifests.
 
 use changelog::Position;
@@ -42,8 +42,8 @@ impl Segments {
         closed
     }
 
-    /// The last segment; none if the transaction had no event.
-    pub fn commit(&mut self) -> Option<Segment> {
+    /// The open segment, whose last event was counted; none if there was no event since the one before.
+    pub fn close(&mut self) -> Option<Segment> {
         self.open.take()
     }
 }
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_transaction_without_events_has_no_manifest() {
-        assert_eq!(Segments::default().commit(), None);
+        assert_eq!(Segments::default().close(), None);
     }
 
     #[test]
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(segments.event(at(last, 1), 1), None);
         let closed = segments.event(at(SEGMENT_CHANGES, 0), 1).unwrap();
         assert_eq!(closed, Segment { position: at(last, 1), counts: vec![(0, 1), (1, 1)] });
-        assert_eq!(segments.commit().unwrap().position, at(SEGMENT_CHANGES, 0));
+        assert_eq!(segments.close().unwrap().position, at(SEGMENT_CHANGES, 0));
     }
 
     proptest! {
@@ -86,7 +86,7 @@ mod tests {
                 *expected.entry((at(ordinal, 0).segment(), partition)).or_default() += 1;
                 manifests.extend(segments.event(at(ordinal, 0), partition));
             }
-            manifests.extend(segments.commit());
+            manifests.extend(segments.close());
             prop_assert!(manifests.windows(2).all(|pair| pair[0].position < pair[1].position));
             let mut counted = std::collections::BTreeMap::new();
             for manifest in manifests {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use changelog::{Column, Definition, EventEncoder, Identity, Position, TableName, TableShape};
+use changelog::{Column, Definition, EventEncoder, Identity, Position, TableChange, TableName, TableShape};
 use tokio_postgres::Client;
 
 use super::images::Columns;
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::lane::Lane;
 use crate::pgoutput::{self, ReplicaIdentity};
 use crate::source::catalog::{self, Generated};
+use crate::source::schema_trigger::{self, Changed};
 use crate::tails::Place;
 use crate::topics::Wanted;
 
@@ -46,6 +47,8 @@ pub struct StreamTables {
     tails: HashMap<Place, Position>,
     /// Partitions of the topics that were there at the start: for them Kafka is not asked again, it may be away.
     counts: HashMap<String, usize>,
+    /// By OID: as the event trigger described it in the stream, so as it is there.
+    told: HashMap<u32, catalog::Table>,
     client: Option<Client>,
 }
 
@@ -53,7 +56,31 @@ impl StreamTables {
     /// `tails` and `counts` (of partitions): of the topics that were there at the start.
     pub fn new(lane: Arc<Lane>, tails: HashMap<Place, Position>, counts: HashMap<String, usize>) -> StreamTables {
         let (by_relation, by_topic, partitions) = (Default::default(), HashMap::new(), Vec::new());
-        StreamTables { lane, by_relation, by_topic, partitions, tails, counts, client: None }
+        StreamTables { lane, by_relation, by_topic, partitions, tails, counts, told: HashMap::new(), client: None }
+    }
+
+    /// Takes what the event trigger told, and says it as the lane does: of tables that are published, or were.
+    ///
+    /// # Errors
+    /// The registry refuses a schema.
+    pub async fn tell(&mut self, changes: Vec<Changed>) -> Result<Vec<TableChange>, Error> {
+        let mut out = Vec::with_capacity(changes.len());
+        for Changed { before, after } in changes {
+            let Some(before) = before else { continue };
+            let (previous_schema_id, _) = self.lane.register(&before.shape(&self.lane.database)).await?;
+            let schema_id = match &after {
+                Some(after) => Some(self.lane.register(&after.shape(&self.lane.database)).await?.0),
+                None => None,
+            };
+            if schema_id == Some(previous_schema_id) {
+                continue;
+            }
+            let table = after.as_ref().map_or_else(|| before.name.clone(), |after| after.name.clone());
+            let previous_schema_id = Some(previous_schema_id);
+            out.push(TableChange { table, previous: before.name, previous_schema_id, schema_id });
+            self.told.extend(after.map(|after| (after.oid, after)));
+        }
+        Ok(out)
     }
 
     /// The table of a relation if it is known as it is described now.
@@ -79,11 +106,30 @@ impl StreamTables {
         Ok(())
     }
 
+    /// Whether the source's event trigger has emitted a message, and not just somebody who may write.
+    ///
+    /// # Errors
+    /// The source does not answer.
+    pub async fn knows(&mut self, secret: &str) -> Result<bool, Error> {
+        let client = self.session().await?;
+        let known = schema_trigger::secret(&client, &self.lane.config.migration.name).await?;
+        self.client = Some(client);
+        Ok(known.is_some_and(|known| known == secret))
+    }
+
+    async fn session(&mut self) -> Result<Client, Error> {
+        match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => Ok(client),
+            None => Ok(self.lane.source.connect(&self.lane.application_name()).await?),
+        }
+    }
+
     async fn describe(&mut self, relation: &RelationInfo, xid: u32) -> Result<(TableShape, Columns), Error> {
-        let client = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => self.lane.source.connect(&self.lane.application_name()).await?,
-        };
+        if let Some(told) = self.told.get(&relation.id).filter(|told| describes(told, relation)) {
+            let names = told.columns.iter().map(|column| (column.type_oid, column.type_name.clone())).collect();
+            return Ok(shape_of(relation, Some(told), &names, self.by_relation.get(&relation.id), &self.lane.database));
+        }
+        let client = self.session().await?;
         catalog::ended(&client, xid).await?;
         let known = catalog::table(&client, relation.id).await?;
         let oids: Vec<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
@@ -123,6 +169,20 @@ impl StreamTables {
         self.tails.extend(self.lane.read_tails(places).await?);
         Ok(count)
     }
+}
+
+/// Whether the table was told to be what the stream says now: nothing happened in between that was not told. Pure.
+fn describes(told: &catalog::Table, relation: &RelationInfo) -> bool {
+    let plain = || told.columns.iter().filter(|column| column.generated == Generated::No);
+    let sent = |column: &catalog::CatalogColumn| {
+        relation.columns.iter().any(|sent| {
+            (sent.name.as_str(), sent.type_oid, sent.type_modifier)
+                == (column.name.as_str(), column.type_oid, column.typmod)
+        })
+    };
+    (told.name.schema == relation.schema && told.name.name == relation.name)
+        && relation.columns.iter().all(|sent| told.columns.iter().any(|column| column.name == sent.name))
+        && plain().all(sent)
 }
 
 /// Puts together what the stream says (columns, types, identity: as of the change) and what only the catalog knows (the

@@ -123,6 +123,7 @@ fn messages_of_ours_come_out_in_place_and_take_no_ordinal() {
         marker("dflux.marker", 1),
         marker("someone.else", 1),
         insert(1),
+        marker("dflux.schema", 1),
         commit(16),
     ];
     let events = run(&models).unwrap();
@@ -132,7 +133,8 @@ fn messages_of_ours_come_out_in_place_and_take_no_ordinal() {
     assert_eq!(events[2], Assembled::OriginMessage { content: content.clone() });
     assert_eq!(events[3], Assembled::Marker { lsn: Lsn(5), content });
     assert_eq!(changes(&events)[0].ordinal, 0);
-    assert_eq!(events.len(), 6);
+    assert!(matches!(events[5], Assembled::Schema { ordinal: 1, .. }), "it has its place among the changes");
+    assert_eq!(events.len(), 7);
 }
 
 #[test]
@@ -179,6 +181,10 @@ fn check_ordinals(events: &[Assembled]) {
                 assert_eq!(change.ordinal, next);
                 next += 1;
             }
+            Assembled::Schema { ordinal, .. } => {
+                assert_eq!(*ordinal, next);
+                next += 1;
+            }
             Assembled::Commit(commit) => {
                 assert_eq!(commit.changes, next);
                 assert_eq!(announced.take(), Some(commit.commit_lsn));
@@ -200,6 +206,7 @@ fn inner() -> impl Strategy<Value = Model> {
         (0_u8..4, proptest::collection::vec(id(), 0..4)).prop_map(|(flags, ids)| Model::Truncate { flags, ids }),
         id().prop_map(|id| relation(id, 2)),
         Just(marker("dflux.marker", 1)),
+        Just(marker("dflux.schema", 1)),
         Just(marker("foreign", 1)),
     ]
 }
