@@ -67,7 +67,8 @@ impl EventDecoder {
         let (schema_id, body) = frame(record)?;
         let mut reader = Reader::new(body);
         let header = header(&mut reader)?;
-        Ok(Head { schema_id, header, has_unchanged: reader.long()? != 0 })
+        // A piece goes on with something else.
+        Ok(Head { schema_id, header, has_unchanged: header.op != Op::Piece && reader.long()? != 0 })
     }
 
     /// # Errors
@@ -144,7 +145,7 @@ impl EventDecoder {
     }
 }
 
-fn header(reader: &mut Reader<'_>) -> Result<Header, Error> {
+pub(crate) fn header(reader: &mut Reader<'_>) -> Result<Header, Error> {
     let op = Op::from_code(reader.bytes()?).ok_or_else(|| reader.corrupt("unknown op"))?;
     for _name in 0..3 {
         reader.bytes()?;

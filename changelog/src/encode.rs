@@ -16,6 +16,11 @@ pub enum Cell<'a> {
     Text(&'a [u8]),
 }
 
+/// What a cell takes beside its text: its name (PostgreSQL's have at most 255 bytes), two lengths, or a number in eight bytes.
+const CELL_BYTES_MOST: usize = 288;
+/// The envelope without the names of database and table, the images and what is said of their columns.
+const HEAD_BYTES_MOST: usize = 256;
+
 /// Writes the events of one table, as one schema describes them. Buffers are kept between calls.
 #[derive(Debug)]
 pub struct EventEncoder {
@@ -80,17 +85,7 @@ impl EventEncoder {
         self.row(&mut rows, before, &mut before_exact, header)?;
         self.row(&mut rows, after, &mut exact, header)?;
 
-        put_frame(out, self.value_schema_id);
-        put_bytes(out, header.op.code().as_bytes());
-        out.extend_from_slice(&self.origin);
-        put_long(out, i64::from(header.xid));
-        put_long(out, header.lsn.0 as i64);
-        put_long(out, header.position.commit_lsn.0 as i64);
-        put_long(out, header.position.ordinal as i64);
-        put_long(out, i64::from(header.position.part));
-        put_long(out, header.commit_time_micros);
-        out.extend_from_slice(&self.lane);
-        put_boolean(out, header.op == Op::Read);
+        self.put_head(out, self.value_schema_id, header);
         self.put_unchanged(out, after);
         let names = |out: &mut Vec<u8>, (at, text): &(usize, Vec<u8>)| {
             put_bytes(out, self.shape.columns[*at].name.as_bytes());
@@ -101,6 +96,41 @@ impl EventEncoder {
         out.extend_from_slice(&rows);
         (self.rows, self.exact, self.before_exact) = (rows, exact, before_exact);
         Ok(())
+    }
+
+    /// The frame, and the fields with which every record of the topic begins.
+    pub(crate) fn put_head(&self, out: &mut Vec<u8>, schema_id: u32, header: &Header) {
+        put_frame(out, schema_id);
+        put_bytes(out, header.op.code().as_bytes());
+        out.extend_from_slice(&self.origin);
+        put_long(out, i64::from(header.xid));
+        put_long(out, header.lsn.0 as i64);
+        put_long(out, header.position.commit_lsn.0 as i64);
+        put_long(out, header.position.ordinal as i64);
+        put_long(out, i64::from(header.position.part));
+        put_long(out, header.commit_time_micros);
+        out.extend_from_slice(&self.lane);
+        put_boolean(out, header.op == Op::Read);
+    }
+
+    /// No value of these cells has more bytes, so that what must be small need not be encoded to be known as such.
+    pub fn value_bytes_most(&self, before: Option<&[Cell<'_>]>, after: Option<&[Cell<'_>]>) -> usize {
+        let cell = |cell: &Cell<'_>| match cell {
+            Cell::Null | Cell::Unchanged => CELL_BYTES_MOST,
+            Cell::Text(text) => text.len() + CELL_BYTES_MOST,
+        };
+        let cells: usize = [before, after].into_iter().flatten().flatten().map(cell).sum();
+        cells + self.head_bytes_most()
+    }
+
+    /// The same of an event without images.
+    pub(crate) fn head_bytes_most(&self) -> usize {
+        self.origin.len() + HEAD_BYTES_MOST
+    }
+
+    /// Gives back the memory that a large event took.
+    pub fn release(&mut self) {
+        (self.rows, self.exact, self.before_exact) = Default::default();
     }
 
     fn put_unchanged(&self, out: &mut Vec<u8>, after: Option<&[Cell<'_>]>) {

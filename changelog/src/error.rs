@@ -22,6 +22,8 @@ pub enum Error {
     Encoding { table: String, column: String, position: Position },
     #[error("{table}: key column {column} was not sent at {position}")]
     KeyUnchanged { table: String, column: String, position: Position },
+    #[error("the pieces of an event do not fit together at {position}: {what}")]
+    Piece { position: Position, what: String },
 }
 
 impl Error {
@@ -39,6 +41,11 @@ impl Error {
             Error::Value { table, .. } | Error::Encoding { table, .. } => {
                 Some(format!("report this with the column's type, then dflux resync {table}"))
             }
+            Error::Piece { .. } => Some(
+                "max.message.bytes of a table's topic may not be changed while the producer is in the middle of a transaction; \
+                 begin the migration anew"
+                    .into(),
+            ),
             Error::KeyUnchanged { table, .. } => Some(format!("ALTER TABLE {table} REPLICA IDENTITY FULL")),
         }
     }

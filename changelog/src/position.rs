@@ -13,7 +13,7 @@ pub const SEGMENT_CHANGES: u64 = 10_000;
 ///
 /// `ordinal` is the 0-based place of the change in its transaction, counted over every change that the server sends, before
 /// any filter, so that decoding a transaction again yields the same positions. `part` tells apart what one change becomes:
-/// delete (0) and create (1) of a key change.
+/// delete (0) and create (1) of a key change, or the pieces of these ([`crate::piece`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
     pub commit_lsn: Lsn,

@@ -293,4 +293,4 @@ pub fn shape_of(schema: &str, id: u32) -> Result<TableShape, Error> {
 }
 
 /// Every op code, for the documentation's test.
-pub const OPS: [Op; 5] = [Op::Create, Op::Update, Op::Delete, Op::Truncate, Op::Read];
+pub const OPS: [Op; 6] = [Op::Create, Op::Update, Op::Delete, Op::Truncate, Op::Read, Op::Piece];

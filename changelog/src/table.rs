@@ -48,6 +48,8 @@ pub enum Op {
     Truncate,
     /// A row of the backfill.
     Read,
+    /// No change, but a piece of an event that is too large for a record ([`crate::piece`]).
+    Piece,
 }
 
 impl Op {
@@ -58,6 +60,7 @@ impl Op {
             Op::Delete => "d",
             Op::Truncate => "t",
             Op::Read => "r",
+            Op::Piece => "p",
         }
     }
 
@@ -68,6 +71,7 @@ impl Op {
             b"d" => Op::Delete,
             b"t" => Op::Truncate,
             b"r" => Op::Read,
+            b"p" => Op::Piece,
             _ => return None,
         })
     }

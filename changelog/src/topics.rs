@@ -77,6 +77,11 @@ impl Topics {
         bounded(format!("{}-ledger", self.prefix))
     }
 
+    /// Under which the schema of pieces is registered. Beside the topics' own: a piece is no version of an event.
+    pub fn piece_subject(&self) -> String {
+        format!("{}-piece", self.transactions())
+    }
+
     /// Whether a topic belongs to this lane, for listing and cleanup.
     pub fn owns(&self, topic: &str) -> bool {
         topic

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use changelog::{EventDecoder, Head, Header, Manifest, Marker, SchemaChange, Sequences, avro};
+use changelog::{EventDecoder, Head, Header, Joiner, Manifest, Marker, Op, SchemaChange, Sequences, avro};
 
 /// Index of a partition in the order in which the reader met them.
 pub type PartitionIndex = u16;
@@ -34,7 +34,10 @@ impl Arena {
 /// One event, undecoded but for its head.
 #[derive(Clone, Debug)]
 pub struct RawEvent {
+    /// The position of one that came in pieces is its last piece's: there the partition is left.
     pub header: Header,
+    /// Whether it is the first event of its change: what lies before it can be applied by itself.
+    pub begins_change: bool,
     pub has_unchanged: bool,
     pub schema_id: u32,
     pub partition: PartitionIndex,
@@ -59,7 +62,25 @@ impl RawEvent {
         let Head { schema_id, header, has_unchanged } = EventDecoder::head(value)?;
         let key = key.and_then(|key| key.get(avro::FRAME_BYTES..)).unwrap_or_default();
         let (key_bytes, bytes) = (key.len() as u32, arena.hold(key, value));
-        Ok(RawEvent { header, has_unchanged, schema_id, partition, offset, key_bytes, bytes })
+        let begins_change = header.position.begins_change();
+        Ok(RawEvent { header, begins_change, has_unchanged, schema_id, partition, offset, key_bytes, bytes })
+    }
+
+    /// An event that is whole, as it is; of one in pieces the last piece gives the whole, the others give nothing.
+    ///
+    /// # Errors
+    /// `Piece` if they do not fit together.
+    pub fn join(self, joiner: &mut Joiner) -> Result<Option<RawEvent>, changelog::Error> {
+        if self.header.op != Op::Piece {
+            joiner.whole()?;
+            return Ok(Some(self));
+        }
+        let Some(bytes) = joiner.piece(self.value(), self.key())? else { return Ok(None) };
+        let bytes = Bytes::from(bytes);
+        let Head { schema_id, header, has_unchanged } = EventDecoder::head(&bytes[self.key_bytes as usize..])?;
+        let begins_change = header.position.begins_change();
+        let header = Header { position: self.header.position, ..header };
+        Ok(Some(RawEvent { header, begins_change, has_unchanged, schema_id, bytes, ..self }))
     }
 
     /// The Kafka key without its frame; empty for a keyless table.

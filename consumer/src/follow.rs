@@ -16,7 +16,7 @@ use crate::error::contract;
 use crate::event::Stop;
 use crate::ledger::Ledger;
 use crate::load::Loading;
-use crate::subscribe::{Reader, poll};
+use crate::reader::{Reader, poll};
 use crate::target::now_micros;
 
 const POLL: Duration = Duration::from_millis(200);

@@ -21,6 +21,7 @@ use crate::lead::{Leader, stand_by};
 use crate::ledger::Ledger;
 use crate::load::{Loading, backfill};
 use crate::pipeline::{Ended, Pipeline};
+use crate::reader::Reader;
 use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
@@ -81,7 +82,7 @@ async fn check_endpoints(config: &Config, target_url: &str) -> Result<(), Error>
     RegistryClient::new(&config.registry.url).ping().await?;
     let kafka = config.kafka.clone();
     let asked = tokio::task::spawn_blocking(move || {
-        let reader = subscribe::Reader::new(&kafka, "dflux-consumer-check", 1 << 20, 1)?;
+        let reader = Reader::new(&kafka, "dflux-consumer-check", 1 << 20, 1)?;
         reader.partitions("dflux-is-there").map(|_| ()).map_err(|error| service::kafka::failed(&kafka, error).into())
     });
     asked.await.map_err(|_| Error::Thread { what: "asks Kafka" })?

@@ -27,6 +27,7 @@ pub mod merge;
 pub mod observe;
 pub mod pipeline;
 pub mod plan;
+pub mod reader;
 pub mod relation;
 pub mod reread;
 pub mod resync;

@@ -29,7 +29,7 @@ use crate::event::Stop;
 use crate::follow::Following;
 use crate::ledger::Generations;
 use crate::pipeline::Pulse;
-use crate::subscribe::{Queue, Reader, poll};
+use crate::reader::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, Sessions, now_micros, run};
 use crate::{Error, catalog, observe};
 

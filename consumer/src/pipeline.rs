@@ -289,7 +289,7 @@ impl Pipeline<'_> {
             }
             Item::Event(event) => {
                 // Neither between the two events of a key change nor between tables that one TRUNCATE names.
-                let apart = event.header.position.begins_change() && event.header.op != Op::Truncate;
+                let apart = event.begins_change && event.header.op != Op::Truncate;
                 if self.inside && apart && self.overfull() {
                     self.uncommitted = true;
                     self.flush(false).await?;

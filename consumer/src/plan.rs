@@ -111,7 +111,7 @@ impl<'a> Planner<'a> {
         if let Some(delete) = self.pending.take() {
             let (first, second) = (&delete.event.header, &change.event.header);
             let pair = second.op == Op::Create
-                && second.position.part == 1
+                && second.position.part > first.position.part
                 && (first.position.commit_lsn, first.position.ordinal)
                     == (second.position.commit_lsn, second.position.ordinal);
             if pair && change.event.has_unchanged {
@@ -132,8 +132,8 @@ impl<'a> Planner<'a> {
             }
             Op::Truncate => self.truncate(change),
             Op::Create | Op::Update | Op::Delete => self.place(change),
-            // A row of the backfill in the table's topic: it is loaded elsewhere.
-            Op::Read => {}
+            // A row of the backfill in the table's topic is loaded elsewhere, and pieces are put together before.
+            Op::Read | Op::Piece => {}
         }
     }
 
@@ -307,6 +307,7 @@ pub fn op_name(op: Op) -> &'static str {
         Op::Delete => "delete",
         Op::Truncate => "truncate",
         Op::Read => "read",
+        Op::Piece => "piece",
     }
 }
 

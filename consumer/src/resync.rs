@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use changelog::block::ChunkId;
-use changelog::{Lsn, Position, TableName};
+use changelog::{Joiner, Lsn, Position, TableName};
 use rdkafka::{Message, Offset};
 use service::config;
 use sqlx::Row;
@@ -32,9 +32,9 @@ use crate::ledger::Generations;
 use crate::load::{Loading, range, shared_for};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
+use crate::reader::{Queue, Reader, poll};
 use crate::relation::Relation;
 use crate::rule::{self, Rule};
-use crate::subscribe::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, lane_row};
 use crate::{Error, observe, reread};
 
@@ -264,6 +264,7 @@ struct Replay {
     topic: String,
     sources: Vec<Source>,
     arena: Arena,
+    joiner: Joiner,
     applier: Applier,
     relations: Relations,
     from: Lsn,
@@ -301,6 +302,7 @@ impl Replay {
             topic,
             sources,
             arena: Arena::default(),
+            joiner: Joiner::default(),
             applier: Applier::new(connection, Marking::Message, scope, lane, loading.epoch),
             relations: Relations::new(&resyncing.registry_url, lane, &loading.topics),
             from: state.replay_from.unwrap_or_default(),
@@ -357,6 +359,8 @@ impl Replay {
                 let applied = batch.applied.filter(|_| !begins);
                 batch = Batch { applied, ..Batch::default() };
             }
+            let joined = event.join(&mut self.joiner);
+            let Some(event) = joined.map_err(contract(format!("the events of {}", self.topic)))? else { continue };
             if position.commit_lsn >= self.from {
                 let relation = self.meet(&mut batch, event.schema_id, position).await?;
                 let tolerant = position.commit_lsn < self.tolerant_below && !relation.keyless();

@@ -266,6 +266,9 @@ async fn remove_topics(config: &Config, kafka: &Kafka, topics: &[String]) -> Res
             registry.delete_subject(&format!("{topic}-{suffix}")).await?;
         }
     }
+    for lane in [Lane::Forward, Lane::Reverse] {
+        registry.delete_subject(&Topics::new(&config.migration.name, lane).piece_subject()).await?;
+    }
     kafka.delete(topics).await?;
     topics.iter().for_each(|topic| println!("Kafka: topic {topic} and its schemas removed"));
     Ok(())

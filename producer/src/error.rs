@@ -88,12 +88,18 @@ pub enum Error {
     TopicConfig { topic: String, name: &'static str, found: String, expected: &'static str, brokers: String },
     #[error("topic {topic} has {found} partitions; it was pinned to {expected} when it was made")]
     TopicPartitions { topic: String, found: usize, expected: usize },
+    #[error("topic {topic} has max.message.bytes = {found}, and [kafka] record_bytes_max is {expected}")]
+    TopicRecordBytes { topic: String, found: usize, expected: usize },
     #[error("topic {topic} cannot be made: {message}")]
     TopicCreate { topic: String, message: String },
     #[error("Kafka refused a record of topic {topic}: {message}")]
     Delivery { topic: String, message: String },
     #[error("a record of {bytes} bytes for topic {topic} does not fit into the queue of {queue_bytes} bytes")]
     RecordTooLarge { topic: String, bytes: usize, queue_bytes: u64 },
+    #[error(
+        "{table}: {what} of {bytes} bytes leaves too little room for a row in records of {record_bytes_max} bytes at most"
+    )]
+    NoRoom { table: TableName, what: &'static str, bytes: usize, record_bytes_max: usize },
     #[error("a task of the producer ended without an answer: {what}")]
     Task { what: String },
 }
@@ -136,9 +142,11 @@ impl Error {
             | Error::TopicLost { .. }
             | Error::TopicConfig { .. }
             | Error::TopicPartitions { .. }
+            | Error::TopicRecordBytes { .. }
             | Error::TopicCreate { .. }
             | Error::Delivery { .. }
             | Error::RecordTooLarge { .. }
+            | Error::NoRoom { .. }
             | Error::Task { .. } => false,
         };
         if retry { Remedy::Retry } else { Remedy::Stop }
@@ -232,14 +240,19 @@ impl Hint for Error {
                  --add-config {name}={expected}"
             ),
             Error::TopicPartitions { .. } => ANEW.into(),
+            Error::TopicRecordBytes { found, .. } => format!("set [kafka] record_bytes_max = {found}"),
             Error::TopicCreate { .. } => {
-                "check the broker's rights and that [kafka] replication_factor is not above the number of brokers"
+                "check the broker's rights, that [kafka] replication_factor is not above the number of brokers, and that the \
+                 cluster allows [kafka] record_bytes_max"
                     .into()
             }
             Error::Delivery { topic, .. } => {
                 format!("check that topic {topic} exists, may be written, and its max.message.bytes; then start again")
             }
             Error::RecordTooLarge { .. } => "raise [producer] queue_bytes_max".into(),
+            Error::NoRoom { .. } => {
+                format!("raise [kafka] record_bytes_max before the topics are made: {ANEW}")
+            }
         })
     }
 }

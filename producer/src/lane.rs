@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use changelog::{Lane as Direction, Position, TableShape, Topics, schema};
+use changelog::{Lane as Direction, Position, TableShape, Topics, piece, schema};
 use service::registry::RegistryClient;
 use service::retry::Backoff;
 use service::session::Address;
@@ -26,6 +26,8 @@ pub struct ControlSchemas {
     pub lane: u32,
     pub block: u32,
     pub ledger: u32,
+    /// Of pieces of events, in the topics of all tables.
+    pub piece: u32,
 }
 
 /// What does not change while the process runs.
@@ -75,6 +77,7 @@ impl Lane {
             lane: registry.register(&format!("{}-value", topics.transactions()), changelog::control::SCHEMA).await?,
             block: registry.register(&format!("{}-value", topics.snapshot()), changelog::block::SCHEMA).await?,
             ledger: registry.register(&format!("{}-value", topics.ledger()), changelog::ledger::SCHEMA).await?,
+            piece: registry.register(&topics.piece_subject(), piece::SCHEMA).await?,
         };
         let client_id = format!("dflux-producer-{}-{direction}", config.migration.name);
         Ok(Arc::new(Lane {

@@ -39,7 +39,7 @@ use crate::stream::feedback::Feedback;
 use crate::stream::tables::StreamTables;
 use crate::stream::{self, Stream};
 use crate::tails::Place;
-use crate::topics::Wanted;
+use crate::topics::{Made, Wanted};
 use crate::walsender::{Refusal, ReplicationStream, SnapshotAction, SystemIdentity, Walsender};
 use crate::{markers, observe, sequences, watch as watching};
 
@@ -117,8 +117,8 @@ struct Begun {
     events: HashMap<Place, Position>,
     ledger: Ledger,
     ledger_offset: i64,
-    /// Partitions of every topic.
-    counts: HashMap<String, usize>,
+    /// Every topic.
+    made: HashMap<String, Made>,
     first_attempt: u32,
     floor: Lsn,
 }
@@ -158,7 +158,7 @@ async fn session(
         lane: lane.clone(),
         reader,
         publisher: publishers.stream.clone(),
-        tables: StreamTables::new(lane.clone(), begun.events, begun.counts.clone()),
+        tables: StreamTables::new(lane.clone(), begun.events, begun.made.clone()),
         lane_tail: begun.lane_tail.position,
         system_identifier: begun.identity.system_identifier,
         timeline: begun.identity.timeline,
@@ -173,7 +173,11 @@ async fn session(
         snapshot: begun.snapshot,
         ledger: begun.ledger,
         ledger_offset: begun.ledger_offset,
-        partitions: begun.counts.get(&lane.topics.snapshot()).copied().unwrap_or(1),
+        topic: begun
+            .made
+            .get(&lane.topics.snapshot())
+            .copied()
+            .ok_or_else(|| Error::TopicLost { topic: lane.topics.snapshot(), what: "it does not exist".into() })?,
         first_attempt,
     });
     // Every task ends only with an error, or with the shutdown. They end together.
@@ -262,14 +266,14 @@ async fn begin(lane: &Arc<Lane>, publishers: &Publishers, health: &Health) -> Re
     if let (Decision::Resume(_), Some(topic)) = (&decision, lost_topic(lane, &missing, &selection, &ledger)) {
         return Err(Error::TopicLost { topic, what: "it does not exist any more".into() });
     }
-    let mut counts = lane.admin.ensure(&wanted).await?;
+    let mut made = lane.admin.ensure(&wanted).await?;
     let entry = Entry { lane, publishers, client: &client, identity: &identity };
     let (birth, selection, snapshot) = match decision {
         Decision::Fresh => {
             health.well("creating the slot");
             let (birth, selection, snapshot) = entry.fresh(&mut walsender).await?;
             // Tables may have come since the topics were made.
-            counts = lane.admin.ensure(&wanted_topics(lane, &selection)).await?;
+            made = lane.admin.ensure(&wanted_topics(lane, &selection)).await?;
             (birth, selection, snapshot)
         }
         Decision::Adopt(point) => {
@@ -299,7 +303,7 @@ async fn begin(lane: &Arc<Lane>, publishers: &Publishers, health: &Health) -> Re
         events: held.events,
         ledger,
         ledger_offset: held.ledger_offset,
-        counts,
+        made,
         first_attempt: held.first_attempt,
         floor,
     })
@@ -357,23 +361,23 @@ async fn read_topics(lane: &Lane, wanted: &[Wanted], missing: &[String]) -> Resu
     let (transactions, ledger, snapshot) = (lane.topics.transactions(), lane.topics.ledger(), lane.topics.snapshot());
     let existing: Vec<Wanted> = wanted.iter().filter(|topic| !missing.contains(&topic.name)).cloned().collect();
     // Checks partitions and settings of those that exist before anything is changed.
-    let counts = lane.admin.ensure(&existing).await?;
+    let made = lane.admin.ensure(&existing).await?;
     let control = [transactions.clone(), ledger.clone(), snapshot.clone()];
     let tables = existing.iter().filter(|topic| !control.contains(&topic.name));
     let places: Vec<Place> = tables
         .flat_map(|topic| {
-            let count = counts.get(&topic.name).copied().unwrap_or(0);
+            let count = made.get(&topic.name).map_or(0, |made| made.partitions);
             (0..count).map(|at| (topic.name.clone(), at as i32))
         })
         .collect();
-    let there = |topic: &String| counts.contains_key(topic);
+    let there = |topic: &String| made.contains_key(topic);
     let lane_tail = match there(&transactions) {
         true => lane.with_reader(move |reader| reader.lane(&transactions)).await?,
         false => LaneTail::default(),
     };
     let places = with_counted(lane, places, &lane_tail).await?;
     let has_ledger = there(&ledger);
-    let snapshot_partitions = counts.get(&snapshot).copied().unwrap_or(0) as i32;
+    let snapshot_partitions = made.get(&snapshot).map_or(0, |made| made.partitions) as i32;
     lane.with_reader(move |reader| {
         let (records, ledger_offset) = if has_ledger { reader.ledger(&ledger)? } else { (Vec::new(), 0) };
         // Every attempt wrote at least one block, so this is above all of them.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use changelog::Lsn;
+use changelog::{Lsn, piece};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
@@ -24,7 +24,6 @@ use tokio::sync::Notify;
 
 use crate::acknowledge::Acknowledgements;
 use crate::error::Error;
-use crate::topics::RECORD_BYTES_MAX;
 
 /// A full queue is tried again at each acknowledgement, and after this if one was missed.
 const FULL_WAIT: Duration = Duration::from_millis(20);
@@ -82,11 +81,12 @@ fn client_config(
         ("enable.gapless.guarantee", "true".to_owned()),
         ("message.timeout.ms", "0".to_owned()),
         ("max.in.flight.requests.per.connection", "5".to_owned()),
-        ("message.max.bytes", (RECORD_BYTES_MAX + (64 << 10)).to_string()),
+        ("message.max.bytes", (config::RECORD_BYTES_MOST + (64 << 10)).to_string()),
         ("queue.buffering.max.kbytes", (queue_bytes >> 10).max(1).to_string()),
         ("queue.buffering.max.messages", "1000000".to_owned()),
         ("linger.ms", linger_ms.to_string()),
-        ("batch.size", (1 << 20).to_string()),
+        // Kafka's limit is one of batches.
+        ("batch.size", piece::record_bytes_max(kafka.record_bytes_max).min(1 << 20).to_string()),
         ("batch.num.messages", "100000".to_owned()),
         ("socket.nagle.disable", "true".to_owned()),
         ("reconnect.backoff.max.ms", "2000".to_owned()),
@@ -430,7 +430,7 @@ mod tests {
 
     fn kafka(property: Option<(&str, &str)>) -> config::Kafka {
         let properties = property.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
-        config::Kafka { brokers: "b:1".into(), properties, replication_factor: 1 }
+        config::Kafka { brokers: "b:1".into(), properties, replication_factor: 1, record_bytes_max: 1 << 20 }
     }
 
     /// librdkafka gives a record up after five minutes by default, and one that it gave up would be a hole.
@@ -458,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_record_as_large_as_the_topics_take_fits_into_the_queue_by_default() {
-        let value = vec![0; RECORD_BYTES_MAX];
+        let value = vec![0; config::RECORD_BYTES_MOST];
         let record = Outgoing { topic: "t", partition: 0, key: None, value: &value };
         let queue_bytes = queue_bytes(&config::Producer::default());
         assert!(check_size(record, queue_bytes).is_ok());

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use changelog::piece;
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::types::RDKafkaErrorCode;
@@ -14,9 +15,6 @@ use service::config;
 use service::retry::Backoff;
 
 use crate::error::Error;
-
-/// The largest record that the topics and the producers take. A row beyond it is a named error.
-pub const RECORD_BYTES_MAX: usize = 32 << 20;
 
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 /// Topics described or created by one request.
@@ -59,6 +57,15 @@ impl Wanted {
     }
 }
 
+/// A topic as it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    pub partitions: usize,
+    /// Of a record's key and value together; what its `max.message.bytes` leaves of it. Pinned: a change that is cut at another place
+    /// after a restart than before it could not be put together.
+    pub record_bytes_max: usize,
+}
+
 /// Makes topics and reads their settings.
 pub struct TopicAdmin {
     admin: Arc<AdminClient<DefaultClientContext>>,
@@ -82,19 +89,24 @@ impl TopicAdmin {
         Ok(wanted.iter().map(|topic| topic.name.clone()).filter(|name| !present.contains_key(name)).collect())
     }
 
-    /// Makes those that are missing and checks the settings of all. Returns each topic's number of partitions.
+    /// Makes those that are missing and checks the settings of all.
     ///
     /// # Errors
-    /// `TopicConfig` or `TopicPartitions` for one that would lose events, `TopicCreate`, or Kafka does not answer.
-    pub async fn ensure(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
+    /// `TopicConfig` or `TopicPartitions` for one that would lose events, `TopicRecordBytes`, `TopicCreate`, or Kafka does not
+    /// answer.
+    pub async fn ensure(&self, wanted: &[Wanted]) -> Result<HashMap<String, Made>, Error> {
         let mut present = self.partitions(wanted).await?;
         let missing: Vec<&Wanted> = wanted.iter().filter(|topic| !present.contains_key(&topic.name)).collect();
         for some in missing.chunks(REQUEST_TOPICS) {
             self.create(some).await?;
         }
         present.extend(missing.iter().map(|topic| (topic.name.clone(), topic.made_with)));
+        let mut made = HashMap::new();
         for some in wanted.chunks(REQUEST_TOPICS) {
-            self.check(some).await?;
+            for (topic, record_bytes_max) in some.iter().zip(self.check(some).await?) {
+                let partitions = present.get(&topic.name).copied().unwrap_or(0);
+                made.insert(topic.name.clone(), Made { partitions, record_bytes_max });
+            }
         }
         for topic in wanted {
             let found = present.get(&topic.name).copied().unwrap_or(0);
@@ -102,7 +114,7 @@ impl TopicAdmin {
                 return Err(Error::TopicPartitions { topic: topic.name.clone(), found, expected });
             }
         }
-        Ok(present)
+        Ok(made)
     }
 
     async fn partitions(&self, wanted: &[Wanted]) -> Result<HashMap<String, usize>, Error> {
@@ -117,7 +129,7 @@ impl TopicAdmin {
     }
 
     async fn create(&self, missing: &[&Wanted]) -> Result<(), Error> {
-        let bytes_max = RECORD_BYTES_MAX.to_string();
+        let bytes_max = self.kafka.record_bytes_max.to_string();
         let replicas = i32::from(self.kafka.replication_factor);
         let new: Vec<NewTopic<'_>> = missing
             .iter()
@@ -146,7 +158,8 @@ impl TopicAdmin {
         Ok(())
     }
 
-    async fn check(&self, wanted: &[Wanted]) -> Result<(), Error> {
+    /// Yields each topic's largest record.
+    async fn check(&self, wanted: &[Wanted]) -> Result<Vec<usize>, Error> {
         let specifiers: Vec<ResourceSpecifier<'_>> =
             wanted.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
         let options = AdminOptions::new().request_timeout(Some(ASKED_WITHIN));
@@ -154,6 +167,7 @@ impl TopicAdmin {
         'asked: for attempt in 1..=DESCRIBE_ATTEMPTS {
             let answers = self.admin.describe_configs(&specifiers, &options).await;
             let answers = answers.map_err(|error| service::kafka::failed(&self.kafka, error))?;
+            let mut record_bytes_max = Vec::with_capacity(wanted.len());
             for (topic, answer) in wanted.iter().zip(answers) {
                 let described = answer.ok().filter(|described| described.get("cleanup.policy").is_some());
                 let Some(described) = described else {
@@ -166,10 +180,21 @@ impl TopicAdmin {
                     continue 'asked;
                 };
                 self.check_settings(topic, &described)?;
+                record_bytes_max.push(self.record_bytes_max(topic, &described)?);
             }
-            return Ok(());
+            return Ok(record_bytes_max);
         }
-        Ok(())
+        Ok(Vec::new())
+    }
+
+    /// A topic that was made with more keeps it; with less the batches of small records would not fit.
+    fn record_bytes_max(&self, topic: &Wanted, described: &ConfigResource) -> Result<usize, Error> {
+        let (expected, setting) = (self.kafka.record_bytes_max, described.get("max.message.bytes"));
+        let found = setting.and_then(|entry| entry.value.as_deref()?.parse().ok()).unwrap_or(expected);
+        if found < expected {
+            return Err(Error::TopicRecordBytes { topic: topic.name.clone(), found, expected });
+        }
+        Ok(piece::record_bytes_max(found.min(config::RECORD_BYTES_MOST)))
     }
 
     fn check_settings(&self, topic: &Wanted, described: &ConfigResource) -> Result<(), Error> {

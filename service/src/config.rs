@@ -141,7 +141,13 @@ pub struct Kafka {
     /// Replication factor of the topics that are made.
     #[serde(default = "one")]
     pub replication_factor: u16,
+    /// The largest record of the topics that are made, pinned then: their `max.message.bytes`. What is larger is cut into several.
+    #[serde(default = "eight_mebibytes")]
+    pub record_bytes_max: usize,
 }
+
+/// The largest `record_bytes_max`. More would be refused by most clusters, and be held several times by every client.
+pub const RECORD_BYTES_MOST: usize = 32 << 20;
 
 impl std::fmt::Debug for Kafka {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -152,6 +158,10 @@ impl std::fmt::Debug for Kafka {
 
 fn one() -> u16 {
     1
+}
+
+fn eight_mebibytes() -> usize {
+    8 << 20
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -179,8 +189,7 @@ pub struct Producer {
     /// Seconds after which a snapshot is replaced, so that a long copy does not hold back vacuum.
     pub snapshot_seconds_max: u64,
     pub marker_interval_ms: u64,
-    /// Bytes that may wait for Kafka's acknowledgement. No record may be larger than half of it, so by default it is twice the
-    /// largest record that the topics take.
+    /// Bytes that may wait for Kafka's acknowledgement. No record may be larger than half of it.
     pub queue_bytes_max: u64,
     /// Bytes of changes that the source's WAL sender holds of open transactions before it writes them to the source's disk.
     pub decoding_bytes_max: u64,
@@ -355,6 +364,7 @@ impl Config {
             ("validator.interval_seconds", self.validator.interval_seconds, 1, 86_400),
             ("validator.settle_seconds_max", self.validator.settle_seconds_max, 1, 3600),
             ("kafka.replication_factor", u64::from(self.kafka.replication_factor), 1, 15),
+            ("kafka.record_bytes_max", self.kafka.record_bytes_max as u64, 64 << 10, RECORD_BYTES_MOST as u64),
         ];
         for (name, value, least, most) in bounds {
             if value < least || value > most {

@@ -69,7 +69,12 @@ mod tests {
 
     #[test]
     fn a_property_that_exactness_rests_on_cannot_be_overridden() {
-        let mut kafka = config::Kafka { brokers: "b:1".into(), properties: Default::default(), replication_factor: 1 };
+        let mut kafka = config::Kafka {
+            brokers: "b:1".into(),
+            properties: Default::default(),
+            replication_factor: 1,
+            record_bytes_max: 1 << 20,
+        };
         kafka.properties.insert("compression.type".into(), "zstd".into());
         let config = client_config(&kafka, "test", &[("acks", "all".into())]).unwrap();
         assert_eq!(config.get("compression.type"), Some("zstd"));

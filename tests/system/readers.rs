@@ -37,7 +37,10 @@ fn shown(language: &str) -> String {
 
 /// A migration whose producer streams, with these tables.
 fn streaming(label: &str, tables: &str) -> (Migration, Session, Service) {
-    let migration = Migration::shared(label).unwrap();
+    streaming_in(Migration::shared(label).unwrap(), tables)
+}
+
+fn streaming_in(migration: Migration, tables: &str) -> (Migration, Session, Service) {
     let source = migration.source().unwrap();
     source.run(tables).unwrap();
     let producer = migration.service("producer").start().unwrap();
@@ -107,18 +110,57 @@ fn written(migration: &Migration, name: &str, language: &str) -> PathBuf {
     path
 }
 
+/// The README's Python program on a table's topic.
+fn python(migration: &Migration, topic: &str) -> Process {
+    let script = written(migration, "read.py", "python");
+    let python = cache::part(&["python"]).unwrap().join("bin/python");
+    let topic = format!("{}.forward.public.{topic}", migration.name);
+    let addresses = &migration.addresses;
+    Launch::new("python", python, &migration.folder)
+        .arguments([script.to_str().unwrap(), &addresses.brokers, &addresses.registry, &topic])
+        .start()
+        .unwrap()
+}
+
+#[test]
+fn python_puts_together_what_came_in_pieces() {
+    let migration = Migration::shared("pieces").unwrap();
+    migration.configure(&[("kafka", "record_bytes_max", 65_536.into())]).unwrap();
+    let table = "CREATE TABLE large (id int PRIMARY KEY, t text); ALTER TABLE large REPLICA IDENTITY FULL";
+    let (migration, source, _producer) = streaming_in(migration, table);
+    run_one_by_one(
+        &source,
+        "INSERT INTO large VALUES (1, repeat('aé', 100000)), (2, 'small'); UPDATE large SET t = repeat('ü', 50000), id = 3 WHERE id = 1;
+         UPDATE large SET t = t || 'x'",
+    );
+    let reader = python(&migration, "large");
+    let (first, second) = ("aé".repeat(100_000), "ü".repeat(50_000));
+    let expected = json!([
+        ["c", 1, null, first],
+        ["c", 2, null, "small"],
+        ["d", 1, first, null],
+        ["c", 3, null, second],
+        ["u", 2, "small", "smallx"],
+        ["u", 3, second, format!("{second}x")]
+    ]);
+    let events: Vec<Value> = printed(&reader, 6)
+        .iter()
+        .map(|event| {
+            let value = &event["value"];
+            json!([value["op"], event["key"]["id"], value["before"]["t"], value["after"]["t"]])
+        })
+        .collect();
+    let short = |value: &Value| value.to_string().chars().take(60).collect::<String>();
+    for (found, expected) in events.iter().zip(expected.as_array().unwrap()) {
+        assert!(found == expected, "{} and not {}", short(found), short(expected));
+    }
+}
+
 #[test]
 fn python_reads_a_topic_by_confluents_client_and_deserializer() {
     let (migration, source, _producer) = streaming("python", TABLE);
     run_one_by_one(&source, ROW);
-    let script = written(&migration, "read.py", "python");
-    let python = cache::part(&["python"]).unwrap().join("bin/python");
-    let topic = format!("{}.forward.public.-4dixed", migration.name);
-    let addresses = &migration.addresses;
-    let reader = Launch::new("python", python, &migration.folder)
-        .arguments([script.to_str().unwrap(), &addresses.brokers, &addresses.registry, &topic])
-        .start()
-        .unwrap();
+    let reader = python(&migration, "-4dixed");
     let events = printed(&reader, 5);
     check(&events);
     // Its types have the logical ones.

@@ -266,7 +266,10 @@ fn follow(shared: &Shared) {
             Err(error) => return ended(format!("{} offset {}: {error}", message.topic(), message.offset())),
         };
         let mut window = shared.window.lock().unwrap_or_else(PoisonError::into_inner);
-        window.push(message.topic(), message.partition(), message.offset(), change);
+        if let Err(error) = window.push(message.topic(), message.partition(), message.offset(), change) {
+            drop(window);
+            return ended(format!("{} offset {}: {error}", message.topic(), message.offset()));
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use changelog::{Op, Position};
+use changelog::{EventDecoder, Joiner, Op, Position};
 
 use crate::settle::{SourceSnapshot, Unsettled, in_flight};
 
@@ -30,6 +30,17 @@ impl Change {
     fn bytes(&self) -> usize {
         self.payload.len() + OVERHEAD_BYTES
     }
+
+    /// This change; of one in pieces the last piece gives the whole, the others give nothing.
+    fn join(self, joiner: &mut Joiner) -> Result<Option<Change>, changelog::Error> {
+        if self.op != Op::Piece {
+            joiner.whole()?;
+            return Ok(Some(self));
+        }
+        let Some(payload) = joiner.piece(&self.payload, &[])? else { return Ok(None) };
+        let op = EventDecoder::head(&payload)?.header.op;
+        Ok(Some(Change { op, payload: payload.into(), ..self }))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -39,6 +50,7 @@ struct Partition {
     last: Position,
     next_offset: i64,
     lost: HashSet<u32>,
+    joiner: Joiner,
 }
 
 /// A promise to forget nothing that a comparison may ask for.
@@ -68,7 +80,8 @@ impl Window {
 
     /// A partition is read from this offset on.
     pub fn assign(&mut self, topic: &str, partition: i32, next_offset: i64) {
-        let assigned = Partition { next_offset, ..Partition::default() };
+        // Where reading begins, an event may have begun before. Every snapshot has seen it, as all that lies there.
+        let assigned = Partition { next_offset, joiner: Joiner::midway(), ..Partition::default() };
         self.topics.entry(topic.to_owned()).or_default().entry(partition).or_insert(assigned);
     }
 
@@ -86,21 +99,34 @@ impl Window {
     }
 
     /// Takes the record at `offset`. `None` where it is no change (a row of the backfill).
-    pub fn push(&mut self, topic: &str, partition: i32, offset: i64, change: Option<Change>) {
+    ///
+    /// # Errors
+    /// `Piece` for a change whose pieces do not fit together.
+    pub fn push(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        change: Option<Change>,
+    ) -> Result<(), changelog::Error> {
         let Some(held) = self.topics.get_mut(topic).and_then(|partitions| partitions.get_mut(&partition)) else {
-            return;
+            return Ok(());
         };
         if offset < held.next_offset {
-            return;
+            return Ok(());
+        }
+        if let Some(change) = change.filter(|change| change.position > held.last) {
+            held.last = change.position;
+            if let Some(change) = change.join(&mut held.joiner)? {
+                self.bytes += change.bytes();
+                held.changes.push_back(change);
+            }
         }
         held.next_offset = offset + 1;
-        let Some(change) = change.filter(|change| change.position > held.last) else { return };
-        held.last = change.position;
-        self.bytes += change.bytes();
-        held.changes.push_back(change);
         if self.bytes > self.bytes_max {
             self.forget();
         }
+        Ok(())
     }
 
     /// The bound is exceeded: forget what nobody can ask for, then the oldest of the fullest partition.
@@ -225,7 +251,7 @@ mod tests {
         let mut window = window(1 << 20);
         let lease = window.lease();
         for (offset, xid) in [3, 4, 5].into_iter().enumerate() {
-            window.push("t", 0, offset as i64, Some(change(xid, 10)));
+            window.push("t", 0, offset as i64, Some(change(xid, 10))).unwrap();
         }
         let other = window.lease();
         window.hold(other, snapshot(6));
@@ -243,7 +269,7 @@ mod tests {
     fn a_change_that_was_forgotten_for_want_of_room_makes_only_those_blind_who_do_not_see_it() {
         let mut window = window(3 * (100 + OVERHEAD_BYTES));
         for xid in 3..8_u32 {
-            window.push("t", 0, i64::from(xid), Some(change(xid, 100)));
+            window.push("t", 0, i64::from(xid), Some(change(xid, 100))).unwrap();
         }
         assert!(window.bytes() <= 3 * (100 + OVERHEAD_BYTES));
         assert_eq!(flying(&window, 3), Err(Unsettled::WindowLost));
@@ -255,8 +281,8 @@ mod tests {
     #[test]
     fn a_record_that_was_sent_twice_is_taken_once() {
         let mut window = window(1 << 20);
-        window.push("t", 0, 0, Some(change(3, 1)));
-        window.push("t", 0, 1, Some(change(3, 1)));
+        window.push("t", 0, 0, Some(change(3, 1))).unwrap();
+        window.push("t", 0, 1, Some(change(3, 1))).unwrap();
         assert_eq!(flying(&window, 3), Ok(vec![3]));
         assert!(window.reached("t", 0, 2) && !window.reached("t", 0, 3));
         assert!(!window.reached("t", 1, 0) && !window.reached("u", 0, 0));

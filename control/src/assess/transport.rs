@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use changelog::{Lane, Topics};
-use producer::topics::RECORD_BYTES_MAX;
 use service::registry::RegistryClient;
 use service::{Config, Hint};
 
@@ -38,7 +37,11 @@ pub async fn brokers(config: &Config, findings: &mut Findings) -> Result<(), Err
         let version = if version.is_empty() { String::new() } else { format!(", protocol {version}") };
         findings.note(
             "kafka",
-            format!("{count} broker(s){version}, message.max.bytes {most}; the topics of dflux are made with max.message.bytes {RECORD_BYTES_MAX}: no row may be larger"),
+            format!(
+                "{count} broker(s){version}, message.max.bytes {most}; the topics of dflux are made with max.message.bytes {} \
+                 ([kafka] record_bytes_max): a larger row goes in several records",
+                config.kafka.record_bytes_max
+            ),
             "",
         );
     }

@@ -64,6 +64,7 @@ pub struct Worker {
     pub snapshots: Arc<Shared>,
     pub partition: i32,
     pub topic: String,
+    record_bytes_max: usize,
     /// The first attempt's number: above every attempt of earlier runs.
     pub first_attempt: u32,
     client: Option<Client>,
@@ -75,11 +76,11 @@ impl Worker {
         publisher: TrackedPublisher,
         throttle: Arc<Throttle>,
         snapshots: Arc<Shared>,
-        partition: i32,
+        (partition, record_bytes_max): (i32, usize),
         first_attempt: u32,
     ) -> Worker {
         let topic = lane.topics.snapshot();
-        Worker { lane, publisher, throttle, snapshots, partition, topic, first_attempt, client: None }
+        Worker { lane, publisher, throttle, snapshots, partition, topic, record_bytes_max, first_attempt, client: None }
     }
 
     /// Reads one chunk, again if its table was rewritten meanwhile.
@@ -138,7 +139,7 @@ impl Worker {
         let doing = format!("copy chunk {} of {}", job.chunk, job.table.name);
         let copying = client.copy_out(&sql).await.map_err(Error::source(doing.clone()))?;
         futures_util::pin_mut!(copying);
-        let mut blocks = Blocks::new(self, job, attempt, snapshot, columns);
+        let mut blocks = Blocks::new(self, job, attempt, snapshot, columns)?;
         let mut messages = 0_u64;
         while let Some(data) = copying.next().await {
             let data: Bytes = data.map_err(Error::source(doing.clone()))?;
@@ -184,13 +185,20 @@ struct Blocks<'a> {
     worker: &'a Worker,
     block: Block<'a>,
     rows: Vec<u8>,
+    rows_bytes_max: usize,
     record: Vec<u8>,
     bytes: u64,
     outstanding: Arc<Outstanding>,
 }
 
 impl<'a> Blocks<'a> {
-    fn new(worker: &'a Worker, job: &Job, attempt: u32, snapshot: &Snapshot, columns: Vec<&'a str>) -> Blocks<'a> {
+    fn new(
+        worker: &'a Worker,
+        job: &Job,
+        attempt: u32,
+        snapshot: &Snapshot,
+        columns: Vec<&'a str>,
+    ) -> Result<Blocks<'a>, Error> {
         let id = ChunkId { table: job.table.name.clone(), generation: job.plan.generation, chunk: job.chunk };
         let block = Block {
             id,
@@ -204,22 +212,24 @@ impl<'a> Blocks<'a> {
             row_count: 0,
             rows: &[],
         };
-        Blocks {
+        let rows_bytes_max = rows_bytes_max(&block, worker.record_bytes_max)?;
+        Ok(Blocks {
             worker,
             block,
-            rows: Vec::with_capacity(BLOCK_BYTES),
-            record: Vec::with_capacity(BLOCK_BYTES + 1024),
+            rows: Vec::with_capacity(rows_bytes_max),
+            rows_bytes_max,
+            record: Vec::with_capacity(rows_bytes_max + 1024),
             bytes: 0,
             outstanding: Arc::default(),
-        }
+        })
     }
 
     async fn take(&mut self, data: &[u8]) -> Result<(), Error> {
         self.bytes += data.len() as u64;
         let mut rest = data;
         // A row larger than a block is cut: the blocks are put together again before COPY reads them.
-        while self.rows.len() + rest.len() > BLOCK_BYTES {
-            let room = if rest.len() > BLOCK_BYTES { BLOCK_BYTES - self.rows.len() } else { 0 };
+        while self.rows.len() + rest.len() > self.rows_bytes_max {
+            let room = if rest.len() > self.rows_bytes_max { self.rows_bytes_max - self.rows.len() } else { 0 };
             let (head, tail) = rest.split_at(room);
             self.rows.extend_from_slice(head);
             rest = tail;
@@ -257,5 +267,46 @@ impl<'a> Blocks<'a> {
             last_offset: 0,
         };
         Ok(Read { chunk, outstanding: self.outstanding })
+    }
+}
+
+/// How many bytes of rows go into a block like this one. Its columns may be 1,600, with long names.
+fn rows_bytes_max(block: &Block<'_>, record_bytes_max: usize) -> Result<usize, Error> {
+    let mut bare = Vec::new();
+    let widest = Block { sequence: u32::MAX, row_count: i64::MAX as u64, ..block.clone() };
+    widest.encode(0, &mut bare);
+    let room = record_bytes_max.saturating_sub(bare.len() + 10).min(BLOCK_BYTES);
+    if room < record_bytes_max.min(BLOCK_BYTES) / 4 {
+        let (table, what) = (block.id.table.clone(), "the list of its columns");
+        return Err(Error::NoRoom { table, what, bytes: bare.len(), record_bytes_max });
+    }
+    Ok(room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block<'a>(columns: Vec<&'a str>, rows: &'a [u8]) -> Block<'a> {
+        let id = ChunkId { table: changelog::TableName::new("s", "t"), generation: 1, chunk: 2 };
+        let (snapshot_lsn, format) = (changelog::Lsn(u64::MAX >> 1), CopyFormat::Binary);
+        let (sequence, row_count) = (u32::MAX, i64::MAX as u64);
+        let (attempt, last) = (u32::MAX, true);
+        Block { id, attempt, snapshot_lsn, exact_snapshot: true, columns, format, sequence, last, row_count, rows }
+    }
+
+    #[test]
+    fn a_full_block_is_no_larger_than_a_record_whatever_its_columns_are_called() {
+        let names: Vec<String> = (0..700).map(|at| format!("{at:063}")).collect();
+        for (columns, record_bytes_max) in [(1, 64_000), (300, 64_000), (700, 64_000), (700, 1 << 20), (1, 8 << 20)] {
+            let columns: Vec<&str> = names.iter().take(columns).map(String::as_str).collect();
+            let Ok(room) = rows_bytes_max(&block(columns.clone(), &[]), record_bytes_max) else {
+                assert_eq!((columns.len(), record_bytes_max), (700, 64_000));
+                continue;
+            };
+            let mut record = Vec::new();
+            block(columns, &vec![0; room]).encode(u32::MAX, &mut record);
+            assert!(record.len() <= record_bytes_max && room <= BLOCK_BYTES, "{} bytes", record.len());
+        }
     }
 }

@@ -33,7 +33,7 @@ use crate::observe;
 use crate::publish::{Outstanding, TrackedPublisher};
 use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
 use crate::source::{self, identity, publication};
-use crate::topics::Wanted;
+use crate::topics::{Made, Wanted};
 use copy::{Job, Read, Under, Worker};
 use ledger::Ledger;
 use plan::ChunkSize;
@@ -56,8 +56,8 @@ pub struct Start {
     pub ledger: Ledger,
     /// Where the ledger's next record will stand when it was read.
     pub ledger_offset: i64,
-    /// Partitions of the snapshot topic.
-    pub partitions: usize,
+    /// The snapshot topic.
+    pub topic: Made,
     pub first_attempt: u32,
 }
 
@@ -81,10 +81,11 @@ pub async fn run(start: Start) -> Result<(), Error> {
     let requests = ledger::follow(&start.lane, start.ledger_offset)?;
     let Start { lane, publisher, throttle, selection, consistent_point, snapshot, ledger, .. } = start;
     let shared = Arc::new(Shared::new(lane.clone(), snapshot));
-    let workers = (0..start.partitions).map(|partition| {
+    let workers = (0..start.topic.partitions).map(|partition| {
         let (partition, snapshots) = (i32::try_from(partition).unwrap_or(0), shared.clone());
         let (throttle, first_attempt) = (throttle.clone(), start.first_attempt);
-        let worker = Worker::new(lane.clone(), publisher.clone(), throttle, snapshots, partition, first_attempt);
+        let place = (partition, start.topic.record_bytes_max);
+        let worker = Worker::new(lane.clone(), publisher.clone(), throttle, snapshots, place, first_attempt);
         Arc::new(Mutex::new(worker))
     });
     let mut backfill = Backfill {

@@ -16,7 +16,6 @@ pub struct Columns {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Image<'a> {
     pub op: Op,
-    pub part: u32,
     pub before: Option<Vec<Cell<'a>>>,
     pub after: Option<Vec<Cell<'a>>>,
 }
@@ -35,7 +34,7 @@ pub struct BinaryValue;
 
 /// `key`: indexes of the key columns in the shape.
 pub fn images<'a>(kind: &'a ChangeKind, columns: &Columns, key: &[usize]) -> Result<Images<'a>, BinaryValue> {
-    let image = |op, before, after| Image { op, part: 0, before, after };
+    let image = |op, before, after| Image { op, before, after };
     Ok(Images::One(match kind {
         ChangeKind::Insert { after } => image(Op::Create, None, Some(cells(after, columns)?)),
         ChangeKind::Delete { before } => image(Op::Delete, Some(before_cells(before, columns)?), None),
@@ -46,8 +45,8 @@ pub fn images<'a>(kind: &'a ChangeKind, columns: &Columns, key: &[usize]) -> Res
             let mut after = cells(after, columns)?;
             fill_unchanged(&mut after, &before);
             if key.iter().any(|at| before.get(*at) != after.get(*at)) {
-                let deleted = Image { op: Op::Delete, part: 0, before: Some(before), after: None };
-                let created = Image { op: Op::Create, part: 1, before: None, after: Some(after) };
+                let deleted = Image { op: Op::Delete, before: Some(before), after: None };
+                let created = Image { op: Op::Create, before: None, after: Some(after) };
                 return Ok(Images::KeyChange(deleted, created));
             }
             image(Op::Update, Some(before), Some(after))

@@ -7,7 +7,7 @@
 //!
 //! An event is sent as it is decoded: pgoutput's protocol 1 sends only committed transactions, so memory does not grow with
 //! the transaction. After a restart the server sends again from the confirmed LSN; whatever is not above the last position of
-//! its partition is there already and is skipped. A full queue stops this loop, and so the reading; keepalives are answered
+//! its partition is there already and is skipped. What is larger than a record goes in pieces. A full queue stops this loop, and so the reading; keepalives are answered
 //! by the feedback task all the same.
 
 pub mod feedback;
@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use changelog::piece::Cut;
 use changelog::{
-    Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, PartitionCount, Position, SchemaChange,
+    Cell, Header, Lane as Direction, LaneRecord, Lsn, Manifest, Marker, Op, PartitionCount, Position, SchemaChange,
     Sequences, origin, sequence,
 };
 use tokio::sync::Notify;
@@ -35,7 +36,7 @@ use crate::publish::{Outgoing, StreamPublisher};
 use crate::source::schema_trigger;
 use crate::walsender::{Frame, FrameReader};
 use images::{Image, Images};
-use segment::{Segment, Segments};
+use segment::{PartitionIndex, Segment, Segments};
 use tables::{StreamTable, StreamTables};
 
 /// What is sent so long after its commit is a backlog.
@@ -271,17 +272,19 @@ impl Stream {
         })?;
         let at = EventPlace { begin, ordinal: change.ordinal, lsn };
         match images {
-            Images::One(image) => self.publish(change, at, image).await,
+            Images::One(image) => self.publish(change, at, image, 0).await?,
             Images::KeyChange(deleted, created) => {
-                self.publish(change, at, deleted).await?;
-                self.publish(change, at, created).await
+                let part = self.publish(change, at, deleted, 0).await?;
+                self.publish(change, at, created, part).await?
             }
-        }
+        };
+        Ok(())
     }
 
-    async fn publish(&mut self, change: &Change, at: EventPlace, image: Image<'_>) -> Result<(), Error> {
-        let position = Position { commit_lsn: at.begin.final_lsn, ordinal: at.ordinal, part: image.part };
-        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
+    /// One event, from this part of its change on. Yields the part behind it.
+    async fn publish(&mut self, change: &Change, at: EventPlace, image: Image<'_>, part: u32) -> Result<u32, Error> {
+        let position = Position { commit_lsn: at.begin.final_lsn, ordinal: at.ordinal, part };
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(part) };
         let keyed = image.after.as_deref().or(image.before.as_deref());
         let partition = images::partition(keyed.unwrap_or_default(), &table.key, table.partitions);
         let index = table.first_partition + partition as u32;
@@ -289,22 +292,75 @@ impl Stream {
             self.manifest(at.begin, segment, None).await?;
         }
         let place = &self.start.tables.partitions[index as usize];
-        if place.tail.is_some_and(|tail| position <= tail) {
-            return Ok(());
+        let (topic, partition, record_bytes_max) = (place.topic.clone(), place.partition, place.record_bytes_max);
+        let there = place.tail.is_some_and(|tail| position <= tail);
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(part) };
+        // Half of it, because the key has some of the cells once more.
+        let small =
+            || table.encoder.value_bytes_most(image.before.as_deref(), image.after.as_deref()) <= record_bytes_max / 2;
+        if there && small() {
+            return Ok(part + 1);
         }
-        let (topic, partition) = (place.topic.clone(), place.partition);
-        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(()) };
         self.key.clear();
         self.value.clear();
-        let has_key = encode(table, &at, position, &image, change, &mut self.key, &mut self.value)?;
+        let header = at.header(image.op, position);
+        let has_key = encode(table, &header, &image, change, &mut self.key, &mut self.value)?;
+        if self.value.len() + self.key.len() > record_bytes_max {
+            return Box::pin(self.pieces(change, &header, index, has_key)).await;
+        }
+        if there {
+            return Ok(part + 1);
+        }
         let key = if has_key { Some(self.key.as_slice()) } else { None };
         self.counts.changes += 1;
         self.counts.bytes += (self.value.len() + self.key.len()) as u64;
         let record = Outgoing { topic: &topic, partition, key, value: &self.value };
-        match self.start.publisher.offer(record)? {
-            None => Ok(()),
-            Some(refused) => Box::pin(refused.insist(record)).await,
+        if let Some(refused) = self.start.publisher.offer(record)? {
+            Box::pin(refused.insist(record)).await?;
         }
+        Ok(part + 1)
+    }
+
+    /// An event that is larger than a record: several. All are counted, because their manifest does not depend on what is there
+    /// already; the first one was. They are of one ordinal, so of one segment.
+    async fn pieces(
+        &mut self,
+        change: &Change,
+        header: &Header,
+        index: PartitionIndex,
+        has_key: bool,
+    ) -> Result<u32, Error> {
+        // Not kept for the next one: its memory is that of a row, and may be a gigabyte.
+        let value = std::mem::take(&mut self.value);
+        let first = header.position.part;
+        let place = &self.start.tables.partitions[index as usize];
+        let (topic, partition, tail, record_bytes_max) =
+            (place.topic.clone(), place.partition, place.tail, place.record_bytes_max);
+        let Some(table) = self.start.tables.known(&change.relation) else { return Ok(first) };
+        table.encoder.release();
+        let cut = Cut::new(&table.encoder, value.len(), self.key.len(), record_bytes_max);
+        let cut = cut.ok_or_else(|| {
+            let (table, bytes) = (table.encoder.shape().table.clone(), self.key.len());
+            Error::NoRoom { table, what: "a key", bytes, record_bytes_max }
+        })?;
+        for number in 0..cut.pieces() {
+            let position = Position { part: first + number, ..header.position };
+            if number > 0 {
+                let _none_is_closed = self.segments.event(position, index);
+            }
+            if tail.is_some_and(|tail| position <= tail) {
+                continue;
+            }
+            let Some(table) = self.start.tables.known(&change.relation) else { return Ok(first) };
+            self.value.clear();
+            table.encoder.piece(&mut self.value, self.start.lane.schemas.piece, header, (cut, number), &value);
+            self.counts.bytes += (self.value.len() + self.key.len()) as u64;
+            let key = if has_key { Some(self.key.as_slice()) } else { None };
+            send(&self.start.publisher, Outgoing { topic: &topic, partition, key, value: &self.value }).await?;
+        }
+        self.counts.changes += 1;
+        self.value = Vec::new();
+        Ok(first + cut.pieces())
     }
 
     async fn commit(&mut self, committed: &Committed) -> Result<(), Error> {
@@ -405,10 +461,14 @@ impl Stream {
         record.encode(self.start.lane.schemas.lane, &mut self.value);
         self.counts.bytes += self.value.len() as u64;
         let record = Outgoing { topic: &self.transactions_topic, partition: 0, key: None, value: &self.value };
-        match self.start.publisher.offer(record)? {
-            None => Ok(()),
-            Some(refused) => Box::pin(refused.insist(record)).await,
-        }
+        send(&self.start.publisher, record).await
+    }
+}
+
+async fn send(publisher: &StreamPublisher, record: Outgoing<'_>) -> Result<(), Error> {
+    match publisher.offer(record)? {
+        None => Ok(()),
+        Some(refused) => Box::pin(refused.insist(record)).await,
     }
 }
 
@@ -419,30 +479,29 @@ struct EventPlace {
     lsn: Lsn,
 }
 
+impl EventPlace {
+    fn header(&self, op: Op, position: Position) -> Header {
+        let Begin { xid, commit_time_micros, .. } = self.begin;
+        Header { op, xid, lsn: self.lsn, position, commit_time_micros }
+    }
+}
+
 /// Appends key and value; false if the event has no key.
 fn encode(
     table: &mut StreamTable,
-    at: &EventPlace,
-    position: Position,
+    header: &Header,
     image: &Image<'_>,
     change: &Change,
     key: &mut Vec<u8>,
     value: &mut Vec<u8>,
 ) -> Result<bool, Error> {
-    let header = Header {
-        op: image.op,
-        xid: at.begin.xid,
-        lsn: at.lsn,
-        position,
-        commit_time_micros: at.begin.commit_time_micros,
-    };
     let before: Option<&[Cell<'_>]> = image.before.as_deref();
     let after: Option<&[Cell<'_>]> = image.after.as_deref();
-    table.encoder.value(value, &header, before, after)?;
+    table.encoder.value(value, header, before, after)?;
     if matches!(change.kind, ChangeKind::Truncate { .. }) {
         return Ok(false);
     }
-    Ok(table.encoder.key(key, &position, after.or(before).unwrap_or_default())?)
+    Ok(table.encoder.key(key, &header.position, after.or(before).unwrap_or_default())?)
 }
 
 /// Microseconds since 1970-01-01 UTC.

@@ -16,13 +16,15 @@ use crate::pgoutput::{self, ReplicaIdentity};
 use crate::source::catalog::{self, Generated};
 use crate::source::schema_trigger::{self, Changed};
 use crate::tails::Place;
-use crate::topics::Wanted;
+use crate::topics::{Made, Wanted};
 
 /// One partition of one table's topic.
 #[derive(Debug)]
 pub struct PartitionState {
     pub topic: Arc<str>,
     pub partition: i32,
+    /// Of key and value: an event that is larger goes in pieces.
+    pub record_bytes_max: usize,
     /// The position of its last event: nothing at or below it is sent again.
     pub tail: Option<Position>,
 }
@@ -45,18 +47,18 @@ pub struct StreamTables {
     by_topic: HashMap<Arc<str>, (PartitionIndex, i32)>,
     pub partitions: Vec<PartitionState>,
     tails: HashMap<Place, Position>,
-    /// Partitions of the topics that were there at the start: for them Kafka is not asked again, it may be away.
-    counts: HashMap<String, usize>,
+    /// The topics that were there at the start: for them Kafka is not asked again, it may be away.
+    made: HashMap<String, Made>,
     /// By OID: as the event trigger described it in the stream, so as it is there.
     told: HashMap<u32, catalog::Table>,
     client: Option<Client>,
 }
 
 impl StreamTables {
-    /// `tails` and `counts` (of partitions): of the topics that were there at the start.
-    pub fn new(lane: Arc<Lane>, tails: HashMap<Place, Position>, counts: HashMap<String, usize>) -> StreamTables {
+    /// `tails` and `made`: of the topics that were there at the start.
+    pub fn new(lane: Arc<Lane>, tails: HashMap<Place, Position>, made: HashMap<String, Made>) -> StreamTables {
         let (by_relation, by_topic, partitions) = (Default::default(), HashMap::new(), Vec::new());
-        StreamTables { lane, by_relation, by_topic, partitions, tails, counts, told: HashMap::new(), client: None }
+        StreamTables { lane, by_relation, by_topic, partitions, tails, made, told: HashMap::new(), client: None }
     }
 
     /// Takes what the event trigger told, and says it as the lane does: of tables that are published, or were.
@@ -143,8 +145,8 @@ impl StreamTables {
         if let Some(place) = self.by_topic.get(topic) {
             return Ok(*place);
         }
-        let count = match self.counts.get(&**topic) {
-            Some(count) => *count,
+        let Made { partitions: count, record_bytes_max } = match self.made.get(&**topic) {
+            Some(made) => *made,
             None => self.make_topic(topic).await?,
         };
         let places = (0..count).map(|at| (topic.to_string(), at as i32));
@@ -152,6 +154,7 @@ impl StreamTables {
         self.partitions.extend(places.map(|place| PartitionState {
             topic: topic.clone(),
             partition: place.1,
+            record_bytes_max,
             tail: self.tails.get(&place).copied(),
         }));
         self.by_topic.insert(topic.clone(), (first, count as i32));
@@ -161,13 +164,14 @@ impl StreamTables {
 
 impl StreamTables {
     /// A table that was renamed, or added to the publication by hand: its topic is made, or found as an earlier session left it.
-    async fn make_topic(&mut self, topic: &str) -> Result<usize, Error> {
+    async fn make_topic(&mut self, topic: &str) -> Result<Made, Error> {
         let made_with = usize::try_from(self.lane.config.producer.partitions).unwrap_or(1);
-        let present = self.lane.admin.ensure(&[Wanted::about(topic.to_owned(), made_with)]).await?;
-        let count = present.get(topic).copied().unwrap_or(1);
-        let places: Vec<Place> = (0..count).map(|at| (topic.to_owned(), at as i32)).collect();
+        let mut present = self.lane.admin.ensure(&[Wanted::about(topic.to_owned(), made_with)]).await?;
+        let lost = || Error::TopicLost { topic: topic.to_owned(), what: "it does not exist".into() };
+        let made = present.remove(topic).ok_or_else(lost)?;
+        let places: Vec<Place> = (0..made.partitions).map(|at| (topic.to_owned(), at as i32)).collect();
         self.tails.extend(self.lane.read_tails(places).await?);
-        Ok(count)
+        Ok(made)
     }
 }
 
