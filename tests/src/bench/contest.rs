@@ -203,6 +203,7 @@ impl<'r> Contest<'r> {
             ("source", self.servers.source.pid()),
             ("target", self.servers.target.pid()),
             ("kafka", self.servers.broker.pid()),
+            ("registry", self.servers.registry.pid()),
         ];
         let services = self.services.iter().map(|service| {
             let process = service.process();

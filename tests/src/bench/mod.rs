@@ -198,7 +198,7 @@ fn large_transaction(rows: u64, report: &mut Map<String, Value>) -> Result<()> {
     println!("one transaction of {rows} rows");
     let mut contest = Contest::open("large", RESIDENT_BAR, report)?;
     contest.source.run(&format!("{BULK_TABLE}; INSERT INTO public.bulk VALUES (0, '', now(), 0)"))?;
-    contest.backfill("large_transaction_backfill", "rows/s", 1.0)?;
+    contest.backfill("large_transaction_start", "rows/s", 1.0)?;
     contest.backlog("large_transaction", "one transaction inserts", rows, |contest| insert_bulk(contest, rows))?;
     contest.same(&[content("public.bulk")])
 }
