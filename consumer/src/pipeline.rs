@@ -124,6 +124,7 @@ impl Pipeline<'_> {
                     },
                 };
                 self.queue.extend(parcel);
+                self.expect().await?;
             }
             while let Some(item) = self.queue.pop_front() {
                 if self.turns(&item) {
@@ -371,6 +372,20 @@ impl Pipeline<'_> {
         self.batch.bytes += event.size();
         self.batch.changes.push(Change { relation, mode, event });
         Ok(())
+    }
+
+    /// Prepares for the schemas of what was received that were not met before.
+    async fn expect(&mut self) -> Result<(), Error> {
+        let event = |item: &Item| if let Item::Event(event) = item { Some(event.schema_id) } else { None };
+        let mut new: Vec<u32> = self.queue.iter().filter_map(event).collect();
+        new.dedup();
+        new.retain(|schema_id| self.relations.known(*schema_id).is_none());
+        if new.len() < 2 {
+            return Ok(());
+        }
+        self.settle().await?;
+        let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
+        self.relations.expect(&mut applier.connection, new.into_iter()).await
     }
 
     /// A schema that was not met before; if the target's table must be altered for it, then behind all that is pending, and in
