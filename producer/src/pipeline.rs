@@ -72,8 +72,12 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
     let lane = Lane::new(config, direction, shutdown.clone()).await?;
     let queue_bytes = publish::queue_bytes(&lane.config.producer);
     let kafka = &lane.config.kafka;
+    let partitions = tokio::select! {
+        partitions = partitions(&lane) => partitions?,
+        () = shutdown.wait() => return Ok(()),
+    };
     let publishers = Publishers {
-        stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes)?,
+        stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes, partitions)?,
         tracked: TrackedPublisher::new(kafka, &format!("{}-backfill", lane.client_id()), queue_bytes)?,
     };
     let throttle = Throttle::new(lane.clone());
@@ -101,6 +105,14 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
     }
     health.well("stopped");
     Ok(())
+}
+
+/// Partitions of all tables that are selected now.
+async fn partitions(lane: &Lane) -> Result<usize, Error> {
+    let client = lane.source.connect(&lane.application_name()).await?;
+    slot::check_server(&client).await?;
+    let selection = catalog::select(&catalog::all_tables(&client).await?, &lane.config.migration);
+    Ok(selection.published.len() * usize::try_from(lane.config.producer.partitions).unwrap_or(1))
 }
 
 #[derive(Clone)]
