@@ -1,10 +1,11 @@
 //! The target's catalog: which columns a table has, and their types.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use changelog::{Column, EventDecoder, Position, TableName, TableShape, Topics};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use service::registry::RegistryClient;
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -13,6 +14,9 @@ use crate::error::{contract, target};
 use crate::evolve::{Evolution, same};
 use crate::relation::{Relation, TargetColumn, TargetTable};
 use crate::{Error, observe};
+
+/// Requests to the registry that are under way at once.
+const ASKED_TOGETHER: usize = 16;
 
 /// A domain's base type, followed to its end; the schema of the type's own `=`; how the column gets a value; and of the table
 /// what each row repeats.
@@ -138,6 +142,8 @@ pub struct Relations {
     by_schema: foldhash::HashMap<u32, Arc<Relation>>,
     /// Every schema that was asked for, also those of events that are left to others.
     decoders: foldhash::HashMap<u32, EventDecoder>,
+    /// Of schemas that were asked for before they were met: what their tables were like before.
+    earlier: foldhash::HashMap<u32, Option<Arc<TableShape>>>,
     /// How many were made.
     made: usize,
     tables: Vec<TableName>,
@@ -155,6 +161,7 @@ impl Relations {
             topics: topics.clone(),
             by_schema: foldhash::HashMap::default(),
             decoders: foldhash::HashMap::default(),
+            earlier: foldhash::HashMap::default(),
             made: 0,
             tables: Vec::new(),
             current: HashMap::new(),
@@ -165,6 +172,46 @@ impl Relations {
     /// A schema that was met before.
     pub fn known(&self, schema_id: u32) -> Option<Arc<Relation>> {
         self.by_schema.get(&schema_id).cloned()
+    }
+
+    /// Asks the registry at once for all that it will be asked of these schemas, in any order and as often as they come: the first
+    /// changes of thousands of tables would wait for the round trips of each.
+    ///
+    /// # Errors
+    /// `Service(Registry…)`, `Contract`, `Target`.
+    pub async fn expect(
+        &mut self,
+        connection: &mut PgConnection,
+        schema_ids: impl Iterator<Item = u32>,
+    ) -> Result<(), Error> {
+        let mut new: Vec<u32> = schema_ids.filter(|id| !self.decoders.contains_key(id)).collect();
+        new.sort_unstable();
+        new.dedup();
+        if new.len() < 2 {
+            return Ok(());
+        }
+        let sql = "SELECT schema_name, table_name FROM dflux.table_schema WHERE lane = $1";
+        let held = sqlx::query_as::<_, (String, String)>(sql).bind(&self.lane).fetch_all(connection).await;
+        let held = held.map_err(target("dflux.table_schema"))?.into_iter();
+        let held: HashSet<TableName> = held.map(|(schema, name)| TableName::new(schema, name)).collect();
+        let (registry, topics, current) = (&self.registry, &self.topics, &self.current);
+        let ask = |id: u32| {
+            let held = &held;
+            async move {
+                let decoder = decoder(registry, id).await?;
+                let name = &decoder.shape().table;
+                // What the target itself says of its table counts more.
+                let known = held.contains(name) || current.contains_key(name);
+                let earlier = if known { None } else { Some(earlier(registry, topics, name, id).await?) };
+                Ok::<_, Error>((id, decoder, earlier))
+            }
+        };
+        let asked: Vec<_> = stream::iter(new).map(ask).buffer_unordered(ASKED_TOGETHER).try_collect().await?;
+        for (id, decoder, earlier) in asked {
+            self.decoders.insert(id, decoder);
+            self.earlier.extend(earlier.map(|earlier| (id, earlier)));
+        }
+        Ok(())
     }
 
     /// Matches a schema that is met for the first time, at this position, with the target's table.
@@ -195,7 +242,10 @@ impl Relations {
                 (Some(current), _) => Some(current.shape.clone()),
                 (None, Some(before)) => Some(self.decoder(before).await?.shape().clone()),
                 (None, None) if known.is_some() => None,
-                (None, None) => self.earlier(&name, schema_id).await?,
+                (None, None) => match self.earlier.remove(&schema_id) {
+                    Some(asked) => asked,
+                    None => earlier(&self.registry, &self.topics, &name, schema_id).await?,
+                },
             };
             let statement = told.map(|told| told.statement);
             let statements = statements(connection, (prior.as_deref(), &shape), &target, statement, position).await?;
@@ -260,20 +310,8 @@ impl Relations {
     async fn decoder(&mut self, schema_id: u32) -> Result<&EventDecoder, Error> {
         match self.decoders.entry(schema_id) {
             Entry::Occupied(known) => Ok(known.into_mut()),
-            Entry::Vacant(place) => {
-                let schema = self.registry.schema(schema_id).await?;
-                let decoder = EventDecoder::new(schema_id, &schema);
-                Ok(place.insert(decoder.map_err(contract(format!("schema {schema_id} of the registry")))?))
-            }
+            Entry::Vacant(place) => Ok(place.insert(decoder(&self.registry, schema_id).await?)),
         }
-    }
-
-    /// What the table was like before its first event, if the producer had described it by then.
-    async fn earlier(&self, name: &TableName, schema_id: u32) -> Result<Option<Arc<TableShape>>, Error> {
-        let subject = format!("{}-value", self.topics.table(name));
-        let Some(schema) = self.registry.earlier(&subject, schema_id).await? else { return Ok(None) };
-        let decoder = EventDecoder::new(schema_id, &schema);
-        Ok(decoder.ok().map(|decoder| decoder.shape().clone()).filter(|shape| shape.table == *name))
     }
 
     async fn read_current(&mut self, connection: &mut PgConnection, name: &TableName) -> Result<(), Error> {
@@ -298,6 +336,24 @@ impl Relations {
         self.current.insert(name.clone(), Some(Current { schema_id: schema_id as u32, since, shape }));
         Ok(())
     }
+}
+
+/// What the table was like before its first event, if the producer had described it by then.
+async fn earlier(
+    registry: &RegistryClient,
+    topics: &Topics,
+    name: &TableName,
+    schema_id: u32,
+) -> Result<Option<Arc<TableShape>>, Error> {
+    let subject = format!("{}-value", topics.table(name));
+    let Some(schema) = registry.earlier(&subject, schema_id).await? else { return Ok(None) };
+    let decoder = EventDecoder::new(schema_id, &schema);
+    Ok(decoder.ok().map(|decoder| decoder.shape().clone()).filter(|shape| shape.table == *name))
+}
+
+async fn decoder(registry: &RegistryClient, schema_id: u32) -> Result<EventDecoder, Error> {
+    let schema = registry.schema(schema_id).await?;
+    EventDecoder::new(schema_id, &schema).map_err(contract(format!("schema {schema_id} of the registry")))
 }
 
 /// What [`Evolution`] says, with the types of the next columns as the target writes them.

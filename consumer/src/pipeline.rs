@@ -124,6 +124,7 @@ impl Pipeline<'_> {
                     },
                 };
                 self.queue.extend(parcel);
+                self.expect().await;
             }
             while let Some(item) = self.queue.pop_front() {
                 if self.turns(&item) {
@@ -415,6 +416,21 @@ impl Pipeline<'_> {
         self.batch.bytes += event.size();
         self.batch.changes.push(Change { relation, mode, event });
         Ok(())
+    }
+
+    /// Prepares for the schemas of what was received that were not met before. What fails here fails again when it is its turn.
+    async fn expect(&mut self) {
+        let event = |item: &Item| if let Item::Event(event) = item { Some(event.schema_id) } else { None };
+        let mut new: Vec<u32> = self.queue.iter().filter_map(event).collect();
+        new.dedup();
+        new.retain(|schema_id| self.relations.known(*schema_id).is_none());
+        if new.len() >= 2
+            && self.settle().await.is_ok()
+            && let Some(applier) = self.applier.as_mut()
+            && let Err(error) = self.relations.expect(&mut applier.connection, new.into_iter()).await
+        {
+            tracing::debug!(%error, "schemas could not be asked for beforehand");
+        }
     }
 
     /// A schema that was not met before; if the target's table must be altered for it, then behind all that is pending, and in

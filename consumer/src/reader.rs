@@ -39,9 +39,11 @@ impl Reader {
     pub fn new(kafka: &config::Kafka, client: &str, bytes_max: u64, partitions: usize) -> Result<Reader, Error> {
         let partitions = partitions.max(1) as u64;
         // What librdkafka holds may exceed the limit by one answer of the broker, so an answer is a part of the budget too.
-        let queued_kilobytes = (bytes_max / 2 / partitions / 1024).clamp(64, 65_536);
+        let queued_kilobytes = (bytes_max / 2 / partitions / 1024).clamp(16, 65_536);
         let answer_bytes = (bytes_max / 4).clamp(1 << 20, 16 << 20);
-        let partition_bytes = (answer_bytes / 2).clamp(512 << 10, 2 << 20);
+        // A partition with less than its share queued is given this much more: of thousands, each a little. A record or a batch
+        // that is larger comes nevertheless, one to an answer.
+        let partition_bytes = (bytes_max / partitions).clamp(16 << 10, (answer_bytes / 2).clamp(512 << 10, 2 << 20));
         // Besides its bytes each queued record costs some hundred bytes of bookkeeping.
         let queued_records = (60_000 / partitions).clamp(500, 10_000);
         let ours = [

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use changelog::table::quote_identifier;
 use changelog::{Lane, TableName, Topics};
+use futures_util::TryStreamExt;
 use producer::source::schema_trigger;
 use service::Config;
 use service::registry::RegistryClient;
@@ -21,6 +22,8 @@ use crate::{Database, Error};
 /// How long a service that was told to end may take.
 const ENDING: Duration = Duration::from_secs(10);
 const LOOKS_EVERY: Duration = Duration::from_millis(200);
+/// Subjects that the registry is asked at once to delete.
+const DELETED_TOGETHER: usize = 8;
 
 /// What is there to remove.
 #[derive(Debug, Default)]
@@ -260,15 +263,15 @@ pub async fn restore_identities(
 }
 
 async fn remove_topics(config: &Config, kafka: &Kafka, topics: &[String]) -> Result<(), Error> {
-    let registry = RegistryClient::new(&config.registry.url);
-    for topic in topics {
-        for suffix in ["key", "value"] {
-            registry.delete_subject(&format!("{topic}-{suffix}")).await?;
-        }
-    }
-    for lane in [Lane::Forward, Lane::Reverse] {
-        registry.delete_subject(&Topics::new(&config.migration.name, lane).piece_subject()).await?;
-    }
+    let registry = &RegistryClient::new(&config.registry.url);
+    let of_pieces =
+        [Lane::Forward, Lane::Reverse].map(|lane| Topics::new(&config.migration.name, lane).piece_subject());
+    let subjects = topics.iter().flat_map(|topic| ["key", "value"].map(|suffix| format!("{topic}-{suffix}")));
+    let subjects = subjects.chain(of_pieces);
+    // A registry takes some milliseconds for each, and thousands of tables have as many subjects twice.
+    let subjects = futures_util::stream::iter(subjects.map(Ok::<_, Error>));
+    let delete = |subject: String| async move { Ok(registry.delete_subject(&subject).await?) };
+    subjects.try_for_each_concurrent(DELETED_TOGETHER, delete).await?;
     kafka.delete(topics).await?;
     topics.iter().for_each(|topic| println!("Kafka: topic {topic} and its schemas removed"));
     Ok(())

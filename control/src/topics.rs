@@ -17,6 +17,8 @@ use service::kafka::{client_config, create, failed};
 
 use crate::Error;
 
+/// Topics removed by one request.
+const REQUEST_TOPICS: usize = 200;
 const ASKED_WITHIN: Duration = Duration::from_secs(10);
 const LEDGER_READ_WITHIN: Duration = Duration::from_secs(60);
 /// A ledger has one record a chunk; more than this is no ledger.
@@ -87,15 +89,15 @@ impl Kafka {
     /// # Errors
     /// `Service` with the topic that could not be removed.
     pub async fn delete(&self, topics: &[String]) -> Result<(), Error> {
-        if topics.is_empty() {
-            return Ok(());
-        }
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        let answers = self.admin()?.delete_topics(&names, &options()).await.map_err(|e| self.failed(e))?;
-        for answer in answers {
-            match answer {
-                Ok(_) | Err((_, rdkafka::types::RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
-                Err((topic, code)) => return Err(self.failed(format!("topic {topic} cannot be removed: {code}"))),
+        let admin = self.admin()?;
+        // A controller bounds what one request may change.
+        for some in topics.chunks(REQUEST_TOPICS) {
+            let names: Vec<&str> = some.iter().map(String::as_str).collect();
+            for answer in admin.delete_topics(&names, &options()).await.map_err(|e| self.failed(e))? {
+                match answer {
+                    Ok(_) | Err((_, rdkafka::types::RDKafkaErrorCode::UnknownTopicOrPartition)) => {}
+                    Err((topic, code)) => return Err(self.failed(format!("topic {topic} cannot be removed: {code}"))),
+                }
             }
         }
         Ok(())

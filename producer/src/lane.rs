@@ -115,12 +115,14 @@ impl Lane {
     /// The registry refuses, or stays away for minutes.
     pub async fn register(&self, shape: &TableShape) -> Result<(u32, u32), Error> {
         let topic = self.topics.table(&shape.table);
-        let value = self.register_schema(format!("{topic}-value"), schema::value_schema(shape)).await?;
-        let key = match schema::key_schema(shape) {
-            Some(schema) => self.register_schema(format!("{topic}-key"), schema).await?,
-            None => 0,
+        let value = self.register_schema(format!("{topic}-value"), schema::value_schema(shape));
+        let key = async {
+            match schema::key_schema(shape) {
+                Some(schema) => self.register_schema(format!("{topic}-key"), schema).await,
+                None => Ok(0),
+            }
         };
-        Ok((value, key))
+        tokio::try_join!(value, key)
     }
 
     async fn register_schema(&self, subject: String, schema: String) -> Result<u32, Error> {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use changelog::{Birth, Lane as Direction, LaneRecord, LedgerRecord, Lsn, Position};
+use futures_util::TryStreamExt;
 use service::program::Context;
 use service::retry::Backoff;
 use service::telemetry::Health;
@@ -45,6 +46,8 @@ use crate::{markers, observe, sequences, watch as watching};
 
 /// A predecessor of ours may hold the slot until the server has noticed its end.
 const SLOT_HELD_MAX: Duration = Duration::from_secs(15);
+/// Tables whose schemas are registered at once before their first events.
+const REGISTERED_TOGETHER: usize = 8;
 const SESSION_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// At the end: Kafka's last acknowledgements, and the last word to the server.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -69,8 +72,12 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
     let lane = Lane::new(config, direction, shutdown.clone()).await?;
     let queue_bytes = publish::queue_bytes(&lane.config.producer);
     let kafka = &lane.config.kafka;
+    let partitions = tokio::select! {
+        partitions = partitions(&lane) => partitions?,
+        () = shutdown.wait() => return Ok(()),
+    };
     let publishers = Publishers {
-        stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes)?,
+        stream: StreamPublisher::new(kafka, &lane.client_id(), queue_bytes, partitions)?,
         tracked: TrackedPublisher::new(kafka, &format!("{}-backfill", lane.client_id()), queue_bytes)?,
     };
     let throttle = Throttle::new(lane.clone());
@@ -98,6 +105,14 @@ async fn sessions(context: Context, direction: Direction, process: &Handle) -> R
     }
     health.well("stopped");
     Ok(())
+}
+
+/// Partitions of all tables that are selected now.
+async fn partitions(lane: &Lane) -> Result<usize, Error> {
+    let client = lane.source.connect(&lane.application_name()).await?;
+    slot::check_server(&client).await?;
+    let selection = catalog::select(&catalog::all_tables(&client).await?, &lane.config.migration);
+    Ok(selection.published.len() * usize::try_from(lane.config.producer.partitions).unwrap_or(1))
 }
 
 #[derive(Clone)]
@@ -222,11 +237,12 @@ async fn session(
 
 /// Registers every table's schemas before its first event waits for it. Whatever goes wrong here, goes wrong again there.
 async fn register_all(lane: Arc<Lane>, selection: Arc<Selection>) {
-    for table in &selection.published {
-        if lane.shutdown.begun() || lane.register(&table.shape(&lane.database)).await.is_err() {
-            return;
-        }
-    }
+    let tables = futures_util::stream::iter(selection.published.clone().into_iter().map(Ok));
+    let register = |table: Arc<catalog::Table>| {
+        let (lane, shape) = (lane.clone(), table.shape(&lane.database));
+        async move { if lane.shutdown.begun() { Err(()) } else { lane.register(&shape).await.map(|_| ()).map_err(|_| ()) } }
+    };
+    let _ended = tables.try_for_each_concurrent(REGISTERED_TOGETHER, register).await;
 }
 
 /// Reads where things stand, decides, and opens the stream.

@@ -32,6 +32,12 @@ const FULL_WAIT: Duration = Duration::from_millis(20);
 /// partitions the requests alone queued for 100 ms and the broker was busy with nothing else.
 const STREAM_LINGER_MS: f32 = 5.0;
 
+/// Bytes of one batch of the stream. A reader takes batches whole and, of partitions that are all busy, one of each at least: what
+/// thousands of them hold together is to be what a few hold.
+fn batch_bytes(queue_bytes: u64, partitions: usize) -> u64 {
+    (queue_bytes / partitions.max(1) as u64).clamp(16 << 10, 1 << 20)
+}
+
 /// What each of the two publishers may hold.
 pub fn queue_bytes(producer: &config::Producer) -> u64 {
     producer.queue_bytes_max / 2
@@ -195,10 +201,18 @@ pub struct StreamPublisher {
 impl StreamPublisher {
     /// Connects to nothing yet.
     ///
+    /// `partitions`: of all tables together, about.
+    ///
     /// # Errors
     /// A property is unknown or reserved.
-    pub fn new(kafka: &config::Kafka, client_id: &str, queue_bytes: u64) -> Result<StreamPublisher, Error> {
-        let config = client_config(kafka, client_id, queue_bytes, STREAM_LINGER_MS)?;
+    pub fn new(
+        kafka: &config::Kafka,
+        client_id: &str,
+        queue_bytes: u64,
+        partitions: usize,
+    ) -> Result<StreamPublisher, Error> {
+        let mut config = client_config(kafka, client_id, queue_bytes, STREAM_LINGER_MS)?;
+        config.set("batch.size", batch_bytes(queue_bytes, partitions).to_string());
         let state = Arc::new(StreamState::default());
         let producer = create(kafka, &config, StreamContext { state: state.clone() })?;
         Ok(StreamPublisher { producer: Arc::new(producer), state, queue_bytes })

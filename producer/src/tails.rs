@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use changelog::{EventDecoder, LaneRecord, LedgerRecord, Position};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use service::config;
 
 use crate::error::Error;
@@ -55,21 +55,40 @@ impl TailReader {
         self.consumer.fetch_watermarks(topic, partition, ASKED_WITHIN).map_err(|error| self.failed(error))
     }
 
+    /// The offset that each partition begins or ends with. One request for all that a broker leads: thousands of tables would
+    /// wait for thousands of round trips.
+    fn offsets(&self, places: &[Place], which: Offset) -> Result<HashMap<Place, i64>, Error> {
+        if places.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let mut asked = TopicPartitionList::with_capacity(places.len());
+        for (topic, partition) in places {
+            asked.add_partition_offset(topic, *partition, which).map_err(|error| self.failed(error))?;
+        }
+        // The protocol names both ends by the times that librdkafka's constants for them are.
+        let found = self.consumer.offsets_for_times(asked, ASKED_WITHIN).map_err(|error| self.failed(error))?;
+        let offset = |element: TopicPartitionListElem<'_>| {
+            element.error().map_err(|error| self.failed(error))?;
+            let place = (element.topic().to_owned(), element.partition());
+            match element.offset() {
+                Offset::Offset(offset) => Ok((place, offset)),
+                other => Err(self.failed(format!("{}/{} has {other:?} for an offset", place.0, place.1))),
+            }
+        };
+        found.elements().into_iter().map(offset).collect()
+    }
+
     /// The position of the last event of each partition; none for an empty one.
     ///
     /// # Errors
     /// Kafka does not answer, a record is not one of ours, or a partition has lost its first records.
     pub fn events(&self, places: &[Place]) -> Result<HashMap<Place, Position>, Error> {
-        let mut from = Vec::new();
-        for (topic, partition) in places {
-            let (low, high) = self.watermarks(topic, *partition)?;
-            if low > 0 {
-                return Err(lost(topic, low));
-            }
-            if high > 0 {
-                from.push(((topic.clone(), *partition), high - 1, high));
-            }
+        let lows = self.offsets(places, Offset::Beginning)?;
+        if let Some((place, low)) = lows.iter().find(|(_, low)| **low > 0) {
+            return Err(lost(&place.0, *low));
         }
+        let highs = self.offsets(places, Offset::End)?.into_iter().filter(|(_, high)| *high > 0);
+        let from: Vec<_> = highs.map(|(place, high)| (place, high - 1, high)).collect();
         let mut tails = HashMap::new();
         self.read(&from, |place, value| {
             let header = EventDecoder::head(value)?.header;

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use changelog::TableName;
 use tokio_postgres::Client;
@@ -16,6 +16,9 @@ use crate::source::catalog::{self, Selection};
 use crate::source::{identity, publication, slot};
 
 const INTERVAL: Duration = Duration::from_secs(5);
+/// A look that takes long, of thousands of tables, is followed by a pause that is longer by this: it never keeps the source busy.
+const PAUSE_FACTOR: u32 = 20;
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Looks for ever.
 ///
@@ -25,11 +28,13 @@ pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
     let mut said: HashSet<TableName> = HashSet::new();
     let mut session = KeptSession::new(lane.clone(), "look at the source", INTERVAL);
     loop {
+        let began = Instant::now();
         let outcome = match session.client().await {
             Ok(client) => look(&lane, client, &mut said).await,
             Err(error) => Err(error),
         };
-        tokio::time::sleep(session.judge(outcome)?.unwrap_or(INTERVAL)).await;
+        let rest = || (began.elapsed() * PAUSE_FACTOR).clamp(INTERVAL, PAUSE_MAX);
+        tokio::time::sleep(session.judge(outcome)?.unwrap_or_else(rest)).await;
     }
 }
 

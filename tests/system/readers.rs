@@ -45,8 +45,11 @@ fn streaming_in(migration: Migration, tables: &str) -> (Migration, Session, Serv
     source.run(tables).unwrap();
     let producer = migration.service("producer").start().unwrap();
     producer.wait_healthy(LIMIT).unwrap();
-    let slot =
-        format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'dflux_{}' AND active", migration.name);
+    // It is active while it is made, too.
+    let slot = format!(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'dflux_{}' AND active AND confirmed_flush_lsn IS NOT NULL",
+        migration.name
+    );
     wait::until_true("the slot streams", LIMIT, || source.number(&slot).is_ok_and(|n| n == 1)).unwrap();
     (migration, source, producer)
 }

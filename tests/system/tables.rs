@@ -314,3 +314,37 @@ fn a_thousand_small_tables_are_moved_in_little_memory() {
         assert!(peak < 256 << 20, "{service} held {peak} bytes");
     }
 }
+
+/// The consumer reads ahead of what it needs, in each partition: of hundreds that are all busy it once held two megabytes each.
+#[test]
+fn a_transaction_of_300000_rows_over_hundreds_of_tables_passes_in_bounded_memory_and_verifies() {
+    const TABLES: usize = 400;
+    const ROWS: usize = 750;
+    let mut moving = Moving::shared("busy");
+    moving.migration.configure(&[("migration", "tables", vec!["busy_*.*"].into())]).unwrap();
+    let names: Vec<String> = (0..TABLES).map(|number| format!("busy_{}.t{number}", number % 8)).collect();
+    moving.source.run(&(0..8).map(|schema| format!("CREATE SCHEMA busy_{schema};")).collect::<String>()).unwrap();
+    let made = names.iter().map(|name| {
+        format!("CREATE TABLE {name} (id int PRIMARY KEY, v text); INSERT INTO {name} VALUES (0, 'v'), (-1, NULL);")
+    });
+    moving.source.run(&made.collect::<String>()).unwrap();
+    moving.prepare();
+    moving.start();
+    // A consumer that was away has all of it before it at once.
+    moving.services[1].kill();
+    let changes = names.iter().map(|name| {
+        format!(
+            "INSERT INTO {name} SELECT g, repeat(md5(g::text), 30) FROM generate_series(1, {ROWS}) g;
+             UPDATE {name} SET v = 'w' WHERE id = -1;"
+        )
+    });
+    moving.source.run(&changes.collect::<String>()).unwrap();
+    moving.captured();
+    moving.restart(1);
+    moving.caught_up();
+    verified(&moving);
+    println!("{:?}", moving.resident_peaks());
+    for (service, peak) in moving.resident_peaks() {
+        assert!(peak < 256 << 20, "{service} held {peak} bytes");
+    }
+}

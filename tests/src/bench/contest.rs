@@ -1,11 +1,9 @@
-//! `./dev bench`: dflux beside PostgreSQL's own logical replication, in one run, on the same data.
-//!
-//! Both have a slot and a target database of their own and take turns: while one drains, the other is stopped, so each gets
-//! the whole machine and the very same backlog. Figures are ratios to native; nothing here fails because a machine is slow.
+//! Two contestants on one source database: PostgreSQL's own logical replication and dflux. Both have a slot and a target
+//! database of their own and take turns: while one drains, the other is stopped, so each gets the whole machine and the very
+//! same backlog.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
@@ -15,126 +13,63 @@ use tests::sql::Session;
 use tests::stack::{self, Migration, Shared};
 use tests::{Failure, Result};
 
-use crate::demo::{phase, write_report};
+use crate::demo::phase;
 
-const PATIENCE: Duration = Duration::from_secs(1_800);
+pub const PATIENCE: Duration = Duration::from_secs(3_600);
 const SLOT: &str = "bench_native";
-
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// pgbench scale: 100,000 accounts each
-    #[arg(long, default_value_t = 50)]
-    scale: u32,
-    /// Rows of the wide table of mixed types, and of each multi-row transaction
-    #[arg(long, default_value_t = 1_000_000)]
-    rows: u64,
-    /// TPC-B transactions of the backlog, four row changes each
-    #[arg(long, default_value_t = 100_000)]
-    transactions: u64,
-    /// Seconds of each lag measurement
-    #[arg(long, default_value_t = 20)]
-    lag_seconds: u64,
-    /// Where the JSON report goes
-    #[arg(long, default_value = ".run/bench.json")]
-    json: PathBuf,
-}
+/// The workload of pgbench is its own, or this script.
+pub type Script<'a> = Option<&'a str>;
 
 /// CPU seconds by part.
 type Used = BTreeMap<String, f64>;
 
 /// The two contestants and what they share.
-struct Bench {
-    servers: &'static Shared,
-    migration: Migration,
-    source: Session,
+pub struct Contest<'r> {
+    pub servers: &'static Shared,
+    pub migration: Migration,
+    pub source: Session,
     native: Session,
     native_url: String,
     dflux: Session,
     services: Vec<Service>,
-    report: Map<String, Value>,
+    /// What no service should hold more of; a figure to look at, nothing fails.
+    resident_bar: u64,
+    report: &'r mut Map<String, Value>,
 }
 
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let servers = stack::shared()?;
-    let migration = Migration::shared("bench")?;
-    let native_database = format!("{}native", migration.name);
-    let native = servers.target.database(&native_database)?;
-    let mut bench = Bench {
-        servers,
-        source: migration.source()?,
-        native,
-        native_url: servers.target.url(&native_database),
-        dflux: migration.target()?,
-        migration,
-        services: Vec::new(),
-        report: Map::new(),
-    };
-    bench.load(arguments)?;
-    bench.backfill(arguments)?;
-    bench.pause_both()?;
-    bench.backlog("tpcb", "TPC-B backlog", arguments.transactions * 4, |bench| {
-        let per_client = (arguments.transactions / 4).to_string();
-        bench
-            .servers
-            .source
-            .tool("pgbench", ["-n", "-c", "4", "-j", "1", "-t", &per_client, &bench.migration.addresses.source])
-            .run()?;
-        Ok(())
-    })?;
-    let rows = arguments.rows;
-    bench.backlog("update", "one statement updates", rows, |bench| {
-        bench.source.run(&format!("UPDATE public.pgbench_accounts SET abalance = abalance + 1 WHERE aid <= {rows}"))
-    })?;
-    bench.backlog("insert", "one statement inserts", rows, |bench| {
-        bench.source.run(&format!(
-            "INSERT INTO public.bulk SELECT i, md5(i::text), now(), i * 1.5 FROM generate_series(1, {rows}) i"
-        ))
-    })?;
-    for tps in [500, 1_000] {
-        bench.lag(tps, Duration::from_secs(arguments.lag_seconds))?;
-    }
-    bench.same()?;
-    write_report(&arguments.json, &Value::Object(bench.report.clone()))?;
-    println!("report: {}", arguments.json.display());
-    Ok(())
-}
-
-impl Bench {
-    fn load(&mut self, arguments: &Arguments) -> Result<()> {
-        println!("loading: pgbench scale {}, a wide table of {} rows", arguments.scale, arguments.rows);
-        let scale = arguments.scale.to_string();
-        self.servers.source.tool("pgbench", ["-i", "-q", "-s", &scale, &self.migration.addresses.source]).run()?;
-        self.source.run(&format!(
-            "CREATE TABLE public.wide (id bigint PRIMARY KEY, n numeric(12,2), m numeric, t text, ts timestamptz, d date,
-               u uuid, j jsonb, b bytea, f double precision, a int[], flag boolean);
-             INSERT INTO public.wide SELECT i, i * 1.01, i / 7.0, md5(i::text), now() + i * interval '1 second', date '2020-01-01' + (i % 3000)::int,
-               gen_random_uuid(), jsonb_build_object('i', i, 's', md5(i::text)), decode(md5(i::text), 'hex'), i / 3.0, ARRAY[i, i + 1]::int[], i % 2 = 0
-               FROM generate_series(1::bigint, {}) i;
-             CREATE TABLE public.bulk (id bigint PRIMARY KEY, t text, at timestamptz, n numeric(20,4));
-             {};
-             ALTER TABLE public.pgbench_history REPLICA IDENTITY FULL;",
-            arguments.rows,
-            measure::PROBE_TABLE
-        ))?;
-        self.source.run("VACUUM ANALYZE")
+impl<'r> Contest<'r> {
+    /// New, empty databases. `resident_bar`: megabytes that no service should exceed.
+    pub fn open(label: &str, resident_bar: u64, report: &'r mut Map<String, Value>) -> Result<Contest<'r>> {
+        let servers = stack::shared()?;
+        let migration = Migration::shared(label)?;
+        let native_database = format!("{}native", migration.name);
+        let native = servers.target.database(&native_database)?;
+        Ok(Contest {
+            servers,
+            source: migration.source()?,
+            native,
+            native_url: servers.target.url(&native_database),
+            dflux: migration.target()?,
+            migration,
+            services: Vec::new(),
+            resident_bar: resident_bar << 20,
+            report,
+        })
     }
 
-    /// Initial copy of everything: native with the schema that its users give it, dflux as it is.
-    fn backfill(&mut self, arguments: &Arguments) -> Result<()> {
-        let rows = u64::from(arguments.scale) * 100_000 + arguments.rows;
-        let dump = self
-            .servers
-            .source
-            .tool("pg_dump", ["--schema-only", "--no-owner", "--schema=public", &self.migration.addresses.source])
-            .run()?;
+    /// Initial copy of everything: native with the schema that its users give it, dflux as it is, its `prepare` apart.
+    pub fn backfill(&mut self, name: &str, unit: &str, amount: f64) -> Result<()> {
+        self.source.run("VACUUM ANALYZE")?;
+        let source = &self.migration.addresses.source;
+        let dump = self.servers.source.tool("pg_dump", ["--schema-only", "--no-owner", source]).run()?;
         let dump: String = dump
             .lines()
-            .filter(|line| !line.starts_with("CREATE SCHEMA") && !line.starts_with('\\'))
+            .filter(|line| !line.starts_with("CREATE SCHEMA public") && !line.starts_with('\\'))
             .fold(String::new(), |all, line| all + line + "\n");
         self.native.run(&dump)?;
         self.native.run("RESET search_path")?;
         self.source.run("CREATE PUBLICATION bench_native FOR ALL TABLES")?;
-        let connection = self.migration.addresses.source.replace('\'', "''");
+        let connection = source.replace('\'', "''");
         self.native.run(&format!(
             "CREATE SUBSCRIPTION {SLOT} CONNECTION '{connection}' PUBLICATION bench_native WITH (slot_name = '{SLOT}')"
         ))?;
@@ -144,8 +79,11 @@ impl Bench {
             measure::seconds_until("native initial copy", PATIENCE, || Ok(native.number(pending)? == 0))?;
         self.native.run(&format!("ALTER SUBSCRIPTION {SLOT} DISABLE"))?;
 
+        let began = Instant::now();
         services::run("dflux", &self.migration.config(), ["prepare"])?.expect_code(0)?;
-        let began = std::time::Instant::now();
+        let prepare_seconds = began.elapsed().as_secs_f64();
+        let before = self.used();
+        let began = Instant::now();
         self.start()?;
         let target = &self.dflux;
         let services = &self.services;
@@ -154,8 +92,46 @@ impl Bench {
             Ok(phase(target)? == "exact")
         })?;
         let seconds = began.elapsed().as_secs_f64();
-        self.result("backfill", "rows/s", rows as f64 / native_seconds, rows as f64 / seconds);
+        let used = self.used_since(&before);
+        self.result(name, unit, amount / native_seconds, amount / seconds);
+        println!("  seconds: native {native_seconds:.1}; dflux {seconds:.1} after {prepare_seconds:.1} of prepare");
+        println!("  CPU seconds: dflux: {}", line(&used));
+        self.report[name]["cpu_seconds"] = json!({"dflux": used});
+        self.report[name]["seconds"] =
+            json!({"native": native_seconds, "dflux": seconds, "dflux_prepare": prepare_seconds});
+        self.pause_both(name)
+    }
+
+    /// `dflux COMMAND`, and how long it took.
+    pub fn command(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+        let began = Instant::now();
+        services::run("dflux", &self.migration.config(), arguments.iter().copied())?.expect_code(0)?;
+        let seconds = began.elapsed().as_secs_f64();
+        println!("  dflux {}: {seconds:.1} s", arguments.join(" "));
+        self.report.insert(name.to_owned(), json!({"seconds": seconds}));
         Ok(())
+    }
+
+    /// The services run, and `look` is taken meanwhile.
+    pub fn running(&mut self, name: &str, look: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        self.start()?;
+        look(self)?;
+        self.pause_both(name)
+    }
+
+    /// pgbench's own workload, or a script's; `clients` do `transactions` together.
+    pub fn pgbench(&self, script: Script<'_>, clients: u64, transactions: u64, more: &[&str]) -> Result<()> {
+        let (clients_text, each) = (clients.to_string(), (transactions / clients).to_string());
+        let mut arguments = vec!["-n", "-j", "1", "-c", &clients_text, "-t", &each];
+        arguments.extend(more);
+        let file = self.migration.folder.join("script.sql");
+        let file_name = file.display().to_string();
+        if let Some(script) = script {
+            std::fs::write(&file, script).map_err(Failure::io(format!("writing {file_name}")))?;
+            arguments.extend(["-f", &file_name]);
+        }
+        arguments.push(&self.migration.addresses.source);
+        self.servers.source.tool("pgbench", arguments).run().map(|_| ())
     }
 
     fn start(&mut self) -> Result<()> {
@@ -165,29 +141,43 @@ impl Bench {
         Ok(())
     }
 
-    fn stop(&mut self) -> Result<()> {
+    /// Ends the services and notes the most memory that each held.
+    fn stop(&mut self, phase: &str) -> Result<()> {
         for service in self.services.drain(..) {
             // The kernel keeps the peak of the process, so that one look at its end misses nothing.
-            if let Some(resident) = service.resident_bytes() {
-                let name = service.process().name();
-                let peaks = self.report.entry("resident_bytes_max").or_insert_with(|| json!({}));
-                peaks[name] = json!(resident.peak.max(peaks[name].as_u64().unwrap_or(0)));
-            }
+            let Some(resident) = service.resident_bytes() else { continue };
+            let name = service.process().name();
+            let peaks = self.report.entry("resident_bytes_max").or_insert_with(|| json!({}));
+            let held = peaks[phase][name].as_u64().unwrap_or(0);
+            peaks[phase][name] = json!(resident.peak.max(held));
+            peaks[phase]["bar"] = json!(self.resident_bar);
+            let over = if resident.peak > self.resident_bar { ", over it" } else { "" };
+            println!(
+                "  {phase}: {name} at most {} MB resident (bar {} MB{over})",
+                resident.peak >> 20,
+                self.resident_bar >> 20
+            );
             service.terminate()?;
         }
         Ok(())
     }
 
-    fn pause_both(&mut self) -> Result<()> {
-        self.stop()?;
+    fn pause_both(&mut self, phase: &str) -> Result<()> {
+        self.stop(phase)?;
         self.native.run(&format!("ALTER SUBSCRIPTION {SLOT} DISABLE"))?;
         let source = &self.source;
         let active = "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()";
         measure::seconds_until("both slots are free", PATIENCE, || Ok(source.number(active)? == 0)).map(|_| ())
     }
 
-    /// Both are stopped; `work` fills the WAL; each drains it alone.
-    fn backlog(&mut self, name: &str, what: &str, changes: u64, work: impl FnOnce(&Bench) -> Result<()>) -> Result<()> {
+    /// Both are stopped; `work` fills the WAL with `changes` row changes; each drains it alone.
+    pub fn backlog(
+        &mut self,
+        name: &str,
+        what: &str,
+        changes: u64,
+        work: impl FnOnce(&Contest<'_>) -> Result<()>,
+    ) -> Result<()> {
         println!("{what}: {changes} row changes");
         work(self)?;
         let end = self.source.value("SELECT pg_current_wal_insert_lsn()")?;
@@ -195,19 +185,16 @@ impl Bench {
         let before = self.used();
         let native_seconds = self.drain_native(&end)?;
         let native = self.used_since(&before);
-        self.pause_both()?;
+        self.pause_both(name)?;
         let before = self.used();
         let seconds = self.drain_dflux(&end)?;
         let ours = self.used_since(&before);
-        self.pause_both()?;
         self.result(name, "changes/s", changes as f64 / native_seconds, changes as f64 / seconds);
-        let line = |used: &Used| {
-            let each = used.iter().filter(|(_, seconds)| **seconds > 0.0);
-            each.map(|(name, seconds)| format!("{name} {seconds:.1}")).collect::<Vec<_>>().join(", ")
-        };
+        println!("  seconds: native {native_seconds:.2}, dflux {seconds:.2}");
         println!("  CPU seconds: native: {}; dflux: {}", line(&native), line(&ours));
+        self.report[name]["seconds"] = json!({"native": native_seconds, "dflux": seconds});
         self.report[name]["cpu_seconds"] = json!({"native": native, "dflux": ours});
-        Ok(())
+        self.pause_both(name)
     }
 
     /// CPU seconds of each part until now. A service that is not there yet has used none.
@@ -216,6 +203,7 @@ impl Bench {
             ("source", self.servers.source.pid()),
             ("target", self.servers.target.pid()),
             ("kafka", self.servers.broker.pid()),
+            ("registry", self.servers.registry.pid()),
         ];
         let services = self.services.iter().map(|service| {
             let process = service.process();
@@ -258,22 +246,23 @@ impl Bench {
     }
 
     /// One after the other under the same steady load; the other's backlog is drained before its turn.
-    fn lag(&mut self, tps: u32, length: Duration) -> Result<()> {
+    pub fn lag(&mut self, tps: u32, length: Duration) -> Result<()> {
         println!("lag at {tps} transactions per second");
+        let phase = format!("lag_{tps}");
         let end = || self.source.value("SELECT pg_current_wal_insert_lsn()");
         self.drain_native(&end()?)?;
         let native = self.lag_under_load(tps, length, &self.native_url)?;
-        self.pause_both()?;
+        self.pause_both(&phase)?;
         let end = self.source.value("SELECT pg_current_wal_insert_lsn()")?;
         self.source.run("SELECT pg_logical_emit_message(true, 'bench', 'end of the backlog')")?;
         self.drain_dflux(&end)?;
         let ours = self.lag_under_load(tps, length, &self.migration.addresses.target)?;
-        self.pause_both()?;
+        self.pause_both(&phase)?;
         println!(
             "  native p50 {:.1} ms, p99 {:.1} ms; dflux p50 {:.1} ms, p99 {:.1} ms",
             native.p50_ms, native.p99_ms, ours.p50_ms, ours.p99_ms
         );
-        self.report.insert(format!("lag_{tps}"), json!({"native": native, "dflux": ours}));
+        self.report.insert(phase, json!({"native": native, "dflux": ours}));
         Ok(())
     }
 
@@ -290,29 +279,36 @@ impl Bench {
         Ok(measured)
     }
 
-    /// After all of it the two targets are the same as the source.
-    fn same(&mut self) -> Result<()> {
+    /// After all of it the two targets answer `query` as the source does. Then what was made is taken away.
+    pub fn same(mut self, queries: &[String]) -> Result<()> {
         let end = self.source.value("SELECT pg_current_wal_insert_lsn()")?;
         self.source.run("SELECT pg_logical_emit_message(true, 'bench', 'the end')")?;
         self.drain_native(&end)?;
         self.drain_dflux(&end)?;
-        self.stop()?;
-        for table in ["pgbench_accounts", "pgbench_history", "wide", "bulk"] {
-            let query = format!(
-                "SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)), 0) FROM public.{table} t"
-            );
-            let source = self.source.value(&query)?;
+        self.services.drain(..).try_for_each(|service| service.terminate().map(|_| ()))?;
+        for query in queries {
+            let source = self.source.value(query)?;
             for (name, session) in [("native", &self.native), ("dflux", &self.dflux)] {
-                if session.value(&query)? != source {
+                if session.value(query)? != source {
                     return Err(Failure::Other(format!(
-                        "{table} of {name} differs from the source: its figures count for nothing"
+                        "{name} differs from the source in {query}: its figures count for nothing"
                     )));
                 }
             }
         }
         println!("both targets equal the source");
         self.native.run(&format!("DROP SUBSCRIPTION {SLOT}"))?;
-        services::run("dflux", &self.migration.config(), ["cleanup", "--yes"])?.expect_code(0).map(|_| ())
+        let began = Instant::now();
+        services::run("dflux", &self.migration.config(), ["cleanup", "--yes"])?.expect_code(0)?;
+        println!("dflux cleanup: {:.1} s", began.elapsed().as_secs_f64());
+        // The next contest has the disk of this one.
+        let Contest { servers, migration, source, native, dflux, .. } = self;
+        drop((source, native, dflux));
+        servers.source.session("postgres")?.run(&format!("DROP DATABASE {} WITH (FORCE)", migration.name))?;
+        for database in [migration.name.clone(), format!("{}native", migration.name)] {
+            servers.target.session("postgres")?.run(&format!("DROP DATABASE {database} WITH (FORCE)"))?;
+        }
+        Ok(())
     }
 
     fn result(&mut self, name: &str, unit: &str, native: f64, ours: f64) {
@@ -320,4 +316,14 @@ impl Bench {
         self.report
             .insert(name.to_owned(), json!({"unit": unit, "native": native, "dflux": ours, "ratio": ours / native}));
     }
+}
+
+/// Rows of a table and a hash of all of them.
+pub fn content(table: &str) -> String {
+    format!("SELECT count(*) || ' ' || coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {table} t")
+}
+
+fn line(used: &Used) -> String {
+    let each = used.iter().filter(|(_, seconds)| **seconds > 0.0);
+    each.map(|(name, seconds)| format!("{name} {seconds:.1}")).collect::<Vec<_>>().join(", ")
 }
