@@ -105,10 +105,12 @@ pub struct TableChange {
     pub table: TableName,
     /// The same unless the table got another name or schema.
     pub previous: TableName,
-    /// Of the events of the table as it was; none if the statement made it.
+    /// Of the events of the table as it was; none of a new partition.
     pub previous_schema_id: Option<u32>,
-    /// Of the table as it is now; none if it was dropped.
+    /// Of the table as it is now; none if it was dropped, and none of a new partition.
     pub schema_id: Option<u32>,
+    /// Of a new partition, what follows PARTITION OF: its parent, its bound, and what it is itself partitioned by. Else empty.
+    pub partition_of: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,6 +199,7 @@ impl LaneRecord {
                     }
                     put_long(out, table.previous_schema_id.map_or(0, i64::from));
                     put_long(out, table.schema_id.map_or(0, i64::from));
+                    put_bytes(out, table.partition_of.as_bytes());
                 });
             }
         }
@@ -274,7 +277,8 @@ fn table_change(r: &mut Reader<'_>) -> Result<TableChange, Error> {
         let id = u32::try_from(r.long()?).map_err(|_| r.corrupt("schema id out of range"))?;
         Ok(Some(id).filter(|id| *id != 0))
     };
-    Ok(TableChange { table, previous, previous_schema_id: schema_id()?, schema_id: schema_id()? })
+    let (previous_schema_id, schema_id) = (schema_id()?, schema_id()?);
+    Ok(TableChange { table, previous, previous_schema_id, schema_id, partition_of: r.string()?.to_owned() })
 }
 
 fn put_position(out: &mut Vec<u8>, position: &Position) {

@@ -124,7 +124,7 @@ impl Pipeline<'_> {
                     },
                 };
                 self.queue.extend(parcel);
-                self.expect().await;
+                self.expect().await?;
             }
             while let Some(item) = self.queue.pop_front() {
                 if self.turns(&item) {
@@ -367,7 +367,10 @@ impl Pipeline<'_> {
     }
 
     async fn table_changed(&mut self, changed: &TableChange, change: &SchemaChange) -> Result<(), Error> {
-        let TableChange { table, previous, previous_schema_id, schema_id } = changed;
+        let TableChange { table, previous, previous_schema_id, schema_id, partition_of } = changed;
+        if !partition_of.is_empty() {
+            return self.whole_table().await?.add_partition(table, partition_of, change).await;
+        }
         let Some(schema_id) = *schema_id else {
             self.whole_table().await?.drop_table(table, change).await?;
             self.relations.forget(table);
@@ -418,18 +421,24 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// Prepares for the schemas of what was received that were not met before. What fails here fails again when it is its turn.
-    async fn expect(&mut self) {
+    /// Prepares for the schemas of what was received that were not met before.
+    async fn expect(&mut self) -> Result<(), Error> {
         let event = |item: &Item| if let Item::Event(event) = item { Some(event.schema_id) } else { None };
         let mut new: Vec<u32> = self.queue.iter().filter_map(event).collect();
         new.dedup();
         new.retain(|schema_id| self.relations.known(*schema_id).is_none());
-        if new.len() >= 2
-            && self.settle().await.is_ok()
-            && let Some(applier) = self.applier.as_mut()
-            && let Err(error) = self.relations.expect(&mut applier.connection, new.into_iter()).await
-        {
-            tracing::debug!(%error, "schemas could not be asked for beforehand");
+        if new.len() < 2 {
+            return Ok(());
+        }
+        self.settle().await?;
+        let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
+        match self.relations.expect(&mut applier.connection, new.into_iter()).await {
+            // The schema of a later event: what is before that is applied first, and then it is asked for again.
+            Err(error) if error.of_target().is_none() => {
+                tracing::debug!(%error, "schemas could not be asked for beforehand");
+                Ok(())
+            }
+            asked => asked,
         }
     }
 

@@ -78,6 +78,34 @@ impl Applier {
         Ok(())
     }
 
+    /// Makes a partition, unless the target is partitioned otherwise: then its rows have a place already, or none and are
+    /// refused by name.
+    ///
+    /// # Errors
+    /// As [`Applier::alter`].
+    pub async fn add_partition(&mut self, table: &TableName, of: &str, change: &SchemaChange) -> Result<(), Error> {
+        if catalog::exists(&mut self.connection, table).await? {
+            return Ok(());
+        }
+        let statements = [
+            format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(&table.schema)),
+            format!("CREATE TABLE {} PARTITION OF {of}", table.quoted()),
+        ];
+        if !self.open {
+            self.begin().await?;
+        }
+        run(&mut self.connection, "SAVEPOINT partition").await.map_err(target("SAVEPOINT"))?;
+        match self.as_the_source(table, change.position, &statements).await {
+            Err(Error::SchemaChange { refusal, .. }) => {
+                let undo = "ROLLBACK TO partition; SET LOCAL lock_timeout = 0";
+                run(&mut self.connection, undo).await.map_err(target("ROLLBACK TO"))?;
+                tracing::warn!(%table, of, why = refusal.what, "a new partition of the source is not made on the target");
+                Ok(())
+            }
+            made => made,
+        }
+    }
+
     /// Gives a table another name or schema, and what is known of it. What was copied stays known by both: the ledger speaks
     /// of the one, later events of the other.
     ///

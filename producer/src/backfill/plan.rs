@@ -194,6 +194,7 @@ mod tests {
             operators: key.iter().map(|(_, of)| operators(of.split('.').next().unwrap())).collect(),
             columns: key.iter().map(column).collect(),
             parent: None,
+            partition_of: None,
             estimated_rows: 1_000,
             estimated_bytes: 10 << 20,
         }

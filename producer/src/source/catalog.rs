@@ -68,6 +68,8 @@ pub struct Table {
     pub columns: Vec<CatalogColumn>,
     /// The partitioned table that it is a direct part of.
     pub parent: Option<u32>,
+    /// Of a partition, what CREATE TABLE … PARTITION OF says of it: its parent, its bound, and what it is itself partitioned by.
+    pub partition_of: Option<String>,
     pub estimated_rows: u64,
     pub estimated_bytes: u64,
 }
@@ -314,6 +316,7 @@ mod tests {
             operators: Vec::new(),
             columns: Vec::new(),
             parent,
+            partition_of: None,
             estimated_rows: 10,
             estimated_bytes: 100,
         })

@@ -52,6 +52,11 @@ const TABLES: Query = Query {
         "c.relpersistence",
         "c.relreplident",
         "(SELECT i.inhparent FROM pg_catalog.pg_inherits i WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1)",
+        "(SELECT pg_catalog.quote_ident(pn.nspname) || '.' || pg_catalog.quote_ident(p.relname) || ' ' \
+           || pg_catalog.pg_get_expr(c.relpartbound, c.oid) \
+           || CASE WHEN c.relkind = 'p' THEN ' PARTITION BY ' || pg_catalog.pg_get_partkeydef(c.oid) ELSE '' END \
+         FROM pg_catalog.pg_inherits i JOIN pg_catalog.pg_class p ON p.oid = i.inhparent \
+         JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1)",
     ],
     from: "pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind IN ('r','p','f')",
     order: "",
@@ -212,6 +217,7 @@ pub fn described(answers: &Answers) -> Result<Vec<Table>, Error> {
             operators: Vec::new(),
             columns: Vec::new(),
             parent: text(cells, 6).and_then(|oid| oid.parse().ok()),
+            partition_of: text(cells, 7).map(str::to_owned),
             estimated_rows: 0,
             estimated_bytes: 0,
         };

@@ -8,7 +8,9 @@
 //! there; a session of ours would see the catalog of some later time. It needs a superuser to be made. Without it, or
 //! where it fails, a change is known by the rows that follow.
 //!
-//! It never makes a statement of the application fail: what goes wrong in it is logged on the source, and that is all.
+//! It never makes a statement of the application fail: what goes wrong in it is logged on the source, and that is all. Nor does it
+//! anything to who reads the source beside us: its tables are unlogged, so that no publication FOR ALL TABLES has them. A server
+//! that has crashed finds them empty, and fills them at the next change, which is then known by its rows.
 
 use changelog::table::{quote_identifier, quote_literal};
 use serde::Deserialize;
@@ -25,10 +27,8 @@ use crate::error::Error;
 const DOING: &str = "make the event trigger";
 
 /// Statements by which a table can be made, changed, renamed or dropped. ALTER PUBLICATION: what is published changes.
-const TAGS: [&str; 15] = [
+const TAGS: [&str; 13] = [
     "CREATE TABLE",
-    "CREATE TABLE AS",
-    "SELECT INTO",
     "ALTER TABLE",
     "DROP TABLE",
     "ALTER SCHEMA",
@@ -63,6 +63,9 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
          WHERE p.pubname = {publication}"
     );
     let description = description::json("subject.relid");
+    let secret = format!(
+        "INSERT INTO dflux.source_migration VALUES ({name}, pg_catalog.gen_random_uuid()) ON CONFLICT DO NOTHING;"
+    );
     let sync = format!(
         "DELETE FROM dflux.source_table r WHERE r.migration = {name} AND r.relid NOT IN ({published});
         INSERT INTO dflux.source_table (migration, relid, description) SELECT {name}, subject.relid, {description} \
@@ -71,18 +74,30 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
     format!(
         "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';{local}
 CREATE SCHEMA IF NOT EXISTS dflux;
-CREATE TABLE IF NOT EXISTS dflux.source_migration (migration text PRIMARY KEY, secret text NOT NULL);
-INSERT INTO dflux.source_migration VALUES ({name}, pg_catalog.gen_random_uuid()) ON CONFLICT DO NOTHING;
-CREATE TABLE IF NOT EXISTS dflux.source_table (migration text, relid oid, description json NOT NULL, PRIMARY KEY (migration, relid));
+CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_migration (migration text PRIMARY KEY, secret text NOT NULL);
+{secret}
+CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_table (migration text, relid oid, description json NOT NULL, PRIMARY KEY (migration, relid));
 {sync}
 CREATE OR REPLACE FUNCTION {function}() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER{printing} AS $dflux$
 DECLARE
-    listed pg_catalog.oid[]; made pg_catalog.oid[]; told pg_catalog.json;
+    listed pg_catalog.oid[]; made pg_catalog.oid[]; told pg_catalog.json; leaf pg_catalog.oid; filled boolean;
 BEGIN
+    {secret}
+    IF FOUND THEN
+        {sync}
+    END IF;
     SELECT coalesce(pg_catalog.array_agg(d.objid), '{{}}'),
-        coalesce(pg_catalog.array_agg(d.objid) FILTER (WHERE d.command_tag IN ('CREATE TABLE', 'CREATE TABLE AS', 'SELECT INTO')), '{{}}')
+        coalesce(pg_catalog.array_agg(d.objid) FILTER (WHERE d.command_tag = 'CREATE TABLE'), '{{}}')
         INTO listed, made FROM pg_catalog.pg_event_trigger_ddl_commands() d
         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND NOT d.in_extension;
+    -- A table that is attached while it is empty is as one that is made in its place.
+    IF pg_catalog.current_query() ILIKE '%attach%' THEN
+        FOR leaf IN SELECT t.relid FROM pg_catalog.unnest(listed) l (oid), pg_catalog.pg_partition_tree(l.oid) t
+            WHERE t.isleaf AND t.level > 0 LOOP
+            EXECUTE 'SELECT EXISTS (SELECT FROM ' || leaf::pg_catalog.regclass || ')' INTO filled;
+            IF NOT filled THEN made := made || leaf; END IF;
+        END LOOP;
+    END IF;
     WITH RECURSIVE below (relid) AS (
         SELECT pg_catalog.unnest(listed) UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN below b ON i.inhparent = b.relid
     ), known AS (
@@ -94,8 +109,8 @@ BEGIN
                 OR (n.nspname, c.relname) IS DISTINCT FROM (k.description #>> '{{tables,0,1}}', k.description #>> '{{tables,0,2}}')
         UNION ALL
         SELECT c.oid, NULL, true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-            WHERE c.oid = ANY (made) AND c.relkind IN ('r', 'p') AND {USER_TABLES}
-                AND c.oid NOT IN (SELECT k.relid FROM known k)
+            WHERE c.oid = ANY (made) AND c.relispartition AND c.relkind IN ('r', 'p') AND {USER_TABLES}
+                AND pg_catalog.pg_partition_root(c.oid) IN (SELECT k.relid FROM known k) AND c.oid NOT IN (SELECT k.relid FROM known k)
     ), change AS (
         SELECT subject.relid, subject.before, CASE WHEN subject.there THEN {description} END AS after FROM subject
     )
@@ -104,6 +119,9 @@ BEGIN
     IF told IS NOT NULL THEN
         PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', pg_catalog.json_build_object('lane', {lane},
             'secret', (SELECT m.secret FROM dflux.source_migration m WHERE m.migration = {name}), 'statement', pg_catalog.left(coalesce(pg_catalog.current_query(), ''), 65536), 'tables', told)::pg_catalog.text);
+        -- Decoding gives a message the end of its WAL record as its place, which is the beginning of the next: a row there, of the
+        -- transaction around this block, might come before it.
+        PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}.end', '');
         DELETE FROM dflux.source_table r USING pg_catalog.json_array_elements(told) t
             WHERE r.migration = {name} AND r.relid = (t ->> 'oid')::pg_catalog.oid AND t ->> 'after' IS NULL;
         UPDATE dflux.source_table r SET description = t -> 'after' FROM pg_catalog.json_array_elements(told) t
@@ -220,7 +238,8 @@ pub struct Told {
     pub changes: Vec<Changed>,
 }
 
-/// One table as it was, if it was published, and as it is, if it is still there.
+/// One table as it was, if it was published, and as it is, if it is still there. One that was not published is a new partition of
+/// one that is.
 #[derive(Debug)]
 pub struct Changed {
     pub before: Option<Table>,

@@ -68,7 +68,10 @@ impl StreamTables {
     pub async fn tell(&mut self, changes: Vec<Changed>) -> Result<Vec<TableChange>, Error> {
         let mut out = Vec::with_capacity(changes.len());
         for Changed { before, after } in changes {
-            let Some(before) = before else { continue };
+            let Some(before) = before else {
+                out.extend(after.and_then(partition));
+                continue;
+            };
             let (previous_schema_id, _) = self.lane.register(&before.shape(&self.lane.database)).await?;
             let schema_id = match &after {
                 Some(after) => Some(self.lane.register(&after.shape(&self.lane.database)).await?.0),
@@ -79,7 +82,8 @@ impl StreamTables {
             }
             let table = after.as_ref().map_or_else(|| before.name.clone(), |after| after.name.clone());
             let previous_schema_id = Some(previous_schema_id);
-            out.push(TableChange { table, previous: before.name, previous_schema_id, schema_id });
+            let previous = before.name;
+            out.push(TableChange { table, previous, previous_schema_id, schema_id, partition_of: String::new() });
             self.told.extend(after.map(|after| (after.oid, after)));
         }
         Ok(out)
@@ -173,6 +177,12 @@ impl StreamTables {
         self.tails.extend(self.lane.read_tails(places).await?);
         Ok(made)
     }
+}
+
+/// A partition that was made: its rows are its root's.
+fn partition(made: catalog::Table) -> Option<TableChange> {
+    let (table, partition_of) = (made.name.clone(), made.partition_of?);
+    Some(TableChange { table, previous: made.name, previous_schema_id: None, schema_id: None, partition_of })
 }
 
 /// Whether the table was told to be what the stream says now: nothing happened in between that was not told. Pure.
