@@ -32,10 +32,12 @@ const FULL_WAIT: Duration = Duration::from_millis(20);
 /// partitions the requests alone queued for 100 ms and the broker was busy with nothing else.
 const STREAM_LINGER_MS: f32 = 5.0;
 
+const BATCH_BYTES_MAX: u64 = 1 << 20;
+
 /// Bytes of one batch of the stream. A reader takes batches whole and, of partitions that are all busy, one of each at least: what
 /// thousands of them hold together is to be what a few hold.
 fn batch_bytes(queue_bytes: u64, partitions: usize) -> u64 {
-    (queue_bytes / partitions.max(1) as u64).clamp(16 << 10, 1 << 20)
+    (queue_bytes / partitions.max(1) as u64).clamp(16 << 10, BATCH_BYTES_MAX)
 }
 
 /// What each of the two publishers may hold.
@@ -80,7 +82,10 @@ fn client_config(
     client_id: &str,
     queue_bytes: u64,
     linger_ms: f32,
+    batch_bytes_max: u64,
 ) -> Result<ClientConfig, Error> {
+    // Kafka's limit is one of batches.
+    let batch_bytes = batch_bytes_max.min(piece::record_bytes_max(kafka.record_bytes_max) as u64);
     let ours = [
         ("acks", "all".to_owned()),
         ("enable.idempotence", "true".to_owned()),
@@ -91,8 +96,7 @@ fn client_config(
         ("queue.buffering.max.kbytes", (queue_bytes >> 10).max(1).to_string()),
         ("queue.buffering.max.messages", "1000000".to_owned()),
         ("linger.ms", linger_ms.to_string()),
-        // Kafka's limit is one of batches.
-        ("batch.size", piece::record_bytes_max(kafka.record_bytes_max).min(1 << 20).to_string()),
+        ("batch.size", batch_bytes.to_string()),
         ("batch.num.messages", "100000".to_owned()),
         ("socket.nagle.disable", "true".to_owned()),
         ("reconnect.backoff.max.ms", "2000".to_owned()),
@@ -211,8 +215,8 @@ impl StreamPublisher {
         queue_bytes: u64,
         partitions: usize,
     ) -> Result<StreamPublisher, Error> {
-        let mut config = client_config(kafka, client_id, queue_bytes, STREAM_LINGER_MS)?;
-        config.set("batch.size", batch_bytes(queue_bytes, partitions).to_string());
+        let batch_bytes = batch_bytes(queue_bytes, partitions);
+        let config = client_config(kafka, client_id, queue_bytes, STREAM_LINGER_MS, batch_bytes)?;
         let state = Arc::new(StreamState::default());
         let producer = create(kafka, &config, StreamContext { state: state.clone() })?;
         Ok(StreamPublisher { producer: Arc::new(producer), state, queue_bytes })
@@ -381,7 +385,7 @@ impl TrackedPublisher {
     /// # Errors
     /// A property is unknown or reserved.
     pub fn new(kafka: &config::Kafka, client_id: &str, queue_bytes: u64) -> Result<TrackedPublisher, Error> {
-        let config = client_config(kafka, client_id, queue_bytes, 2.0)?;
+        let config = client_config(kafka, client_id, queue_bytes, 2.0, BATCH_BYTES_MAX)?;
         let state = Arc::new(TrackedState::default());
         let producer = create(kafka, &config, TrackedContext { state: state.clone() })?;
         Ok(TrackedPublisher { producer: Arc::new(producer), state, queue_bytes })
@@ -450,7 +454,7 @@ mod tests {
     /// librdkafka gives a record up after five minutes by default, and one that it gave up would be a hole.
     #[test]
     fn no_record_times_out_however_long_kafka_is_away_and_whatever_the_user_sets() {
-        let config = client_config(&kafka(None), "test", 1 << 20, 5.0).unwrap();
+        let config = client_config(&kafka(None), "test", 1 << 20, 5.0, BATCH_BYTES_MAX).unwrap();
         for (name, value) in [
             ("message.timeout.ms", "0"),
             ("enable.idempotence", "true"),
@@ -462,7 +466,7 @@ mod tests {
         assert_eq!(config.get("retries").or(config.get("message.send.max.retries")), None, "as often as needed");
         // Under each of librdkafka's names for it.
         for name in ["message.timeout.ms", "delivery.timeout.ms", "retries", "message.send.max.retries"] {
-            let refused = client_config(&kafka(Some((name, "1000"))), "test", 1 << 20, 5.0);
+            let refused = client_config(&kafka(Some((name, "1000"))), "test", 1 << 20, 5.0, BATCH_BYTES_MAX);
             assert!(matches!(refused, Err(Error::Service(service::Error::KafkaProperty { .. }))), "{name}");
         }
         // librdkafka itself agrees with the whole of it.
