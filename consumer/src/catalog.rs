@@ -238,9 +238,10 @@ impl Relations {
         let older = current.is_some_and(|current| position < current.since);
         if !older && current.is_none_or(|current| current.schema_id != schema_id) {
             let before = told.and_then(|told| told.previous_schema_id);
-            let prior = match (current, before) {
-                (Some(current), _) => Some(current.shape.clone()),
-                (None, Some(before)) => Some(self.decoder(before).await?.shape().clone()),
+            // What was told was said in the change's own transaction; what a row said before, perhaps of a later catalog.
+            let prior = match (before, current) {
+                (Some(before), _) => Some(self.decoder(before).await?.shape().clone()),
+                (None, Some(current)) => Some(current.shape.clone()),
                 (None, None) if known.is_some() => None,
                 (None, None) => match self.earlier.remove(&schema_id) {
                     Some(asked) => asked,
@@ -356,6 +357,18 @@ async fn decoder(registry: &RegistryClient, schema_id: u32) -> Result<EventDecod
     EventDecoder::new(schema_id, &schema).map_err(contract(format!("schema {schema_id} of the registry")))
 }
 
+/// Pairs of types between which a value becomes the same in every session: no cast at all, one that cannot fail to be the same, or
+/// the text of a type whose text depends on nothing. Arrays are as their elements.
+const PLAIN_CASTS: &str = "
+SELECT w.name FROM unnest($1::text[], $2::text[], $3::text[]) AS w (name, old, new)
+JOIN pg_catalog.pg_type o ON o.oid = pg_catalog.to_regtype(w.old) JOIN pg_catalog.pg_type n ON n.oid = pg_catalog.to_regtype(w.new),
+LATERAL (SELECT CASE WHEN o.typcategory = 'A' THEN o.typelem ELSE o.oid END AS old, CASE WHEN n.typcategory = 'A' THEN n.typelem ELSE n.oid END AS new) e
+WHERE (o.typcategory = 'A') = (n.typcategory = 'A') AND (e.old = e.new OR EXISTS (
+        SELECT FROM pg_catalog.pg_cast c LEFT JOIN pg_catalog.pg_proc p ON p.oid = c.castfunc
+        WHERE (c.castsource, c.casttarget) = (e.old, e.new) AND (c.castmethod = 'b' OR (c.castmethod = 'f' AND p.provolatile = 'i')))
+    OR (NOT EXISTS (SELECT FROM pg_catalog.pg_cast c WHERE (c.castsource, c.casttarget) = (e.old, e.new))
+        AND e.new IN (25, 1043, 1042) AND (o.typtype = 'e' OR e.old IN (16, 19, 20, 21, 23, 26, 114, 1042, 1043, 25, 1700, 2950, 3802))))";
+
 /// What [`Evolution`] says, with the types of the next columns as the target writes them.
 async fn statements(
     connection: &mut PgConnection,
@@ -379,9 +392,20 @@ async fn statements(
             .bind(wanted.iter().map(|column| column.name.as_str()).collect::<Vec<_>>())
             .bind(wanted.iter().map(|column| column.type_name.as_str()).collect::<Vec<_>>())
             .bind(wanted.iter().map(|column| column.typmod).collect::<Vec<_>>());
-        declared.extend(query.fetch_all(connection).await.map_err(target("the types of the columns"))?);
+        declared.extend(query.fetch_all(&mut *connection).await.map_err(target("the types of the columns"))?);
     }
-    let evolution = Evolution { prior, next, target: target_table, declared: &declared, statement };
+    let retyped = next.columns.iter().filter_map(|column| Some((column, prior.and_then(|prior| same(prior, column))?)));
+    let retyped: Vec<(&Column, &Column)> = retyped.filter(|(new, old)| new.type_name != old.type_name).collect();
+    let mut plain: HashSet<String> = next.columns.iter().map(|column| column.name.clone()).collect();
+    if statement.is_some() && !retyped.is_empty() {
+        let query = sqlx::query_scalar::<_, String>(PLAIN_CASTS)
+            .bind(retyped.iter().map(|(new, _)| new.name.as_str()).collect::<Vec<_>>())
+            .bind(retyped.iter().map(|(_, old)| old.type_name.as_str()).collect::<Vec<_>>())
+            .bind(retyped.iter().map(|(new, _)| new.type_name.as_str()).collect::<Vec<_>>());
+        let found = query.fetch_all(&mut *connection).await.map_err(target("the casts of the columns"))?;
+        plain.retain(|name| !retyped.iter().any(|(new, _)| new.name == *name) || found.contains(name));
+    }
+    let evolution = Evolution { prior, next, target: target_table, declared: &declared, plain: &plain, statement };
     evolution.statements().map_err(|refusal| Error::SchemaChange {
         table: next.table.clone(),
         position,

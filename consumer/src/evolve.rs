@@ -23,6 +23,8 @@ pub struct Evolution<'a> {
     pub target: &'a TargetTable,
     /// The types of the next columns as the target writes them, with their modifiers; without those that it does not have.
     pub declared: &'a HashMap<String, String>,
+    /// Columns whose values the target's own cast makes what the source's made of them, whatever the settings of the session.
+    pub plain: &'a HashSet<String>,
     /// The statement that the source ran, where it was told with the change.
     pub statement: Option<&'a str>,
 }
@@ -99,7 +101,11 @@ impl Evolution<'_> {
             .filter_map(|new| Some((before(new)?.name.as_str(), new.name.as_str())))
             .filter(|(old, new)| old != new)
             .collect();
-        let added: Vec<&Column> = self.next.columns.iter().filter(|new| before(new).is_none()).collect();
+        // One that the source had before and the target never got was not told of when it came.
+        let untold =
+            |new: &Column, old: &Column| self.statement.is_some() && !self.has(&old.name) && !self.has(&new.name);
+        let added: Vec<&Column> =
+            self.next.columns.iter().filter(|new| before(new).is_none_or(|old| untold(new, old))).collect();
         let mut out = Vec::new();
         let names = |shape: &TableShape| -> HashSet<String> {
             shape.columns.iter().map(|column| column.name.clone()).collect()
@@ -214,9 +220,12 @@ impl Evolution<'_> {
             if declared != Some(&target.declared) {
                 let declared = declared.unwrap_or(&column.type_name);
                 let statement = format!("ALTER COLUMN {name} TYPE {declared}");
-                if !self.statement.is_some_and(casts_plainly) {
+                let told = self.statement.is_some_and(casts_plainly);
+                if !told || !self.plain.contains(&column.name) {
                     let what = format!("has changed the type of column {} to {declared}", column.name);
-                    return Err(self.refuse(what, &statement));
+                    let what =
+                        if told { format!("{what}, by a cast that depends on the session's settings") } else { what };
+                    return Err(Refusal { copy_again: told, ..self.refuse(what, &statement) });
                 }
                 out.push(format!("ALTER TABLE {table} {statement}"));
             }

@@ -40,12 +40,16 @@ fn asked(
     let declared = |column: &Column| match column.type_name.as_str() {
         "pg_catalog.int4" => Some((column.name.clone(), "integer".to_owned())),
         "pg_catalog.int8" => Some((column.name.clone(), "bigint".to_owned())),
+        "pg_catalog.timestamptz" => Some((column.name.clone(), "timestamp with time zone".to_owned())),
         _ => None,
     };
     let (prior, next) = (prior.map(shape), shape(next));
     let declared = next.columns.iter().filter_map(declared).collect();
     let (prior, target) = (prior.as_ref(), target(there));
-    let statements = Evolution { prior, next: &next, target: &target, declared: &declared, statement }.statements()?;
+    let plain = next.columns.iter().filter(|column| column.type_name != "pg_catalog.timestamptz");
+    let plain = plain.map(|column| column.name.clone()).collect();
+    let (next, target, declared, plain) = (&next, &target, &declared, &plain);
+    let statements = Evolution { prior, next, target, declared, plain, statement }.statements()?;
     let short = |statement: String| statement.strip_prefix("ALTER TABLE \"s\".\"t\" ").unwrap().to_owned();
     Ok(statements.into_iter().map(short).collect())
 }
@@ -158,4 +162,23 @@ fn defaults_follow_and_not_null_where_it_was_told_with_the_change() {
     let mut filled = old.clone();
     filled.definition.not_null = Some(true);
     assert_eq!(done(&[old], &[filled], &["a"]), ["ALTER COLUMN \"a\" SET NOT NULL"]);
+}
+
+#[test]
+fn a_cast_that_depends_on_a_session_is_left_to_a_person_and_the_rows_to_a_copy() {
+    let prior = [typed("at", 1, "pg_catalog.timestamp")];
+    let next = [typed("at", 1, "pg_catalog.timestamptz")];
+    let refusal = asked(Some(&prior), &next, &["at"], Some("ALTER TABLE t ALTER at TYPE timestamptz")).unwrap_err();
+    assert!(refusal.copy_again && refusal.what.contains("settings"), "{refusal:?}");
+    // Told, but not how.
+    let refusal = asked(Some(&[column("a", 1)]), &[typed("a", 1, "pg_catalog.int8")], &["a"], Some("")).unwrap_err();
+    assert!(!refusal.copy_again && refusal.statement.contains("TYPE bigint"), "{refusal:?}");
+}
+
+#[test]
+fn a_column_of_which_nothing_was_told_comes_with_the_next_change_that_is() {
+    let prior = [column("a", 1), column("b", 2)];
+    let next = [column("a", 1), column("b", 2), column("c", 3)];
+    let statements = asked(Some(&prior), &next, &["a"], Some("ALTER TABLE t ADD COLUMN c int")).unwrap();
+    assert_eq!(statements, ["ADD COLUMN \"b\" integer", "ADD COLUMN \"c\" integer"]);
 }

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::catalog::{Met, Relations, Told};
 use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
+use crate::evolve::Refusal;
 use crate::execute::{Applier, Batch, Tail, prepare};
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
@@ -355,15 +356,51 @@ impl Pipeline<'_> {
 
     /// Tables of the source were changed: the target's are in the transaction of the rows around it.
     async fn schema(&mut self, change: &SchemaChange, offset: i64) -> Result<(), Error> {
+        for changed in &change.tables {
+            self.unsuspended(changed, change.position).await?;
+        }
         self.inside = true;
         self.at = change.position.commit_lsn;
-        for table in &change.tables {
+        let mut dropped = Vec::new();
+        for changed in &change.tables {
             // What is copied anew comes as it is then.
-            if !self.rules.get(&table.previous).is_some_and(|rule| left(rule, self.at)) {
-                self.table_changed(table, change).await?;
+            if self.rules.get(&changed.previous).is_some_and(|rule| left(rule, self.at)) {
+                continue;
+            }
+            if drops(changed) {
+                dropped.push(&changed.table);
+            } else {
+                self.table_changed(changed, change).await?;
             }
         }
+        if !dropped.is_empty() {
+            self.whole_table().await?.drop_tables(&dropped, change).await?;
+            dropped.into_iter().for_each(|table| self.relations.forget(table));
+        }
         if change.last { self.ended(change.position, offset).await } else { Ok(()) }
+    }
+
+    /// A table that is copied anew is known by its name to who copies it: that ends first.
+    async fn unsuspended(&mut self, changed: &TableChange, position: Position) -> Result<(), Error> {
+        if !drops(changed) && changed.table == changed.previous {
+            return Ok(());
+        }
+        while self.rules.get(&changed.previous).is_some_and(|rule| rule.suspended) {
+            if self.inside {
+                let what = "has another name now, or was dropped, while it is copied anew".to_owned();
+                let refusal = Box::new(Refusal { what, statement: String::new(), copy_again: true });
+                return Err(Error::SchemaChange { table: changed.previous.clone(), position, refusal });
+            }
+            self.pulse.store(now_micros(), Ordering::Relaxed);
+            let request = tokio::time::timeout(Duration::from_millis(500), self.requests.recv()).await;
+            if let Ok(Some(request)) = request {
+                self.serve(request).await?;
+            }
+            if self.shutdown.begun() {
+                return Err(Error::Thread { what: "copies a table anew" });
+            }
+        }
+        Ok(())
     }
 
     async fn table_changed(&mut self, changed: &TableChange, change: &SchemaChange) -> Result<(), Error> {
@@ -371,11 +408,7 @@ impl Pipeline<'_> {
         if !partition_of.is_empty() {
             return self.whole_table().await?.add_partition(table, partition_of, change).await;
         }
-        let Some(schema_id) = *schema_id else {
-            self.whole_table().await?.drop_table(table, change).await?;
-            self.relations.forget(table);
-            return Ok(());
-        };
+        let Some(schema_id) = *schema_id else { return Ok(()) };
         if table != previous {
             self.whole_table().await?.rename_table(previous, table, change).await?;
             self.relations.renamed(previous, table);
@@ -490,6 +523,10 @@ impl Pipeline<'_> {
         })));
         Ok(())
     }
+}
+
+fn drops(changed: &TableChange) -> bool {
+    changed.schema_id.is_none() && changed.partition_of.is_empty()
 }
 
 /// Whether the events of a transaction are left to the table's copy.

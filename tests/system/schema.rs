@@ -155,6 +155,8 @@ fn a_partition_that_is_made_while_the_lane_runs_is_told_and_none_of_its_rows_is_
     assert_says(&said, &["none is left"]);
 
     // Published as its root: its rows flow from the first on, and the target must have a place for them.
+    let untold = format!("DROP EVENT TRIGGER \"dflux {}\"", migration.name);
+    source.run(&untold).unwrap();
     source
         .run(
             "CREATE TABLE leaf_b PARTITION OF root FOR VALUES FROM (100) TO (200);

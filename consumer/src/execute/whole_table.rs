@@ -61,19 +61,26 @@ impl Applier {
         catalog::set_current(&mut self.connection, &self.lane, alteration).await
     }
 
+    /// Drops tables that the source has dropped together: one may hang on another.
+    ///
     /// # Errors
     /// As [`Applier::alter`].
-    pub async fn drop_table(&mut self, table: &TableName, change: &SchemaChange) -> Result<(), Error> {
+    pub async fn drop_tables(&mut self, tables: &[&TableName], change: &SchemaChange) -> Result<(), Error> {
+        let Some(first) = tables.first() else { return Ok(()) };
+        let names: Vec<String> = tables.iter().map(|table| table.quoted()).collect();
         // Without CASCADE: what the target has beside the source's is not the source's to drop.
-        let statements = [format!("DROP TABLE IF EXISTS {}", table.quoted())];
-        self.as_the_source(table, change.position, &statements).await?;
-        for sql in [
-            "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
-            "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
-            "DELETE FROM dflux.table_state WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
-        ] {
-            let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
-            query.execute(&mut self.connection).await.map_err(target("what is known of a dropped table"))?;
+        let statements = [format!("DROP TABLE IF EXISTS {}", names.join(", "))];
+        self.as_the_source(first, change.position, &statements).await?;
+        for table in tables {
+            for sql in [
+                "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+                "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+                // The copies that the ledger knows of are none of a later table's.
+                "UPDATE dflux.table_state SET state = 'live', replay_from = NULL WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            ] {
+                let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
+                query.execute(&mut self.connection).await.map_err(target("what is known of a dropped table"))?;
+            }
         }
         Ok(())
     }
@@ -126,9 +133,17 @@ impl Applier {
         }
         self.as_the_source(from, change.position, &statements).await?;
         for sql in [
+            // Of a table that once had the name.
+            "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
+            "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "UPDATE dflux.incomplete SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             "UPDATE dflux.table_schema SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
-            "UPDATE dflux.table_state SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+            "INSERT INTO dflux.table_state AS held (lane, schema_name, table_name, generation, state, replay_from) \
+             SELECT lane, $4, $5, generation, state, replay_from FROM dflux.table_state \
+             WHERE lane = $1 AND (schema_name, table_name) = ($2, $3) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
+             generation = greatest(held.generation, excluded.generation), state = excluded.state, replay_from = excluded.replay_from",
+            "UPDATE dflux.table_state SET state = 'live', replay_from = NULL \
+             WHERE lane = $1 AND (schema_name, table_name) = ($2, $3) AND ($4::text, $5::text) IS NOT NULL",
             "INSERT INTO dflux.chunk (lane, schema_name, table_name, generation, chunk, attempt, snapshot_lsn, exact_snapshot, row_count, loaded_at) \
              SELECT lane, $4, $5, generation, chunk, attempt, snapshot_lsn, exact_snapshot, row_count, loaded_at FROM dflux.chunk \
              WHERE lane = $1 AND (schema_name, table_name) = ($2, $3) ON CONFLICT DO NOTHING",

@@ -70,6 +70,7 @@ fn unwanted(entry: &Entry, world: &World) -> bool {
         // Ours would be made on the target by itself; the others are the database's, not the schema's.
         "DATABASE" | "DATABASE PROPERTIES" | "ACL" | "DEFAULT ACL" | "SECURITY LABEL" => true,
         "SCHEMA" => entry.name == "dflux",
+        "EVENT TRIGGER" => entry.name.starts_with("dflux "),
         _ => false,
     }
 }

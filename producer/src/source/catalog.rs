@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use changelog::{Column, Definition, Identity, TableName, TableShape};
 use service::config::Migration;
@@ -250,6 +251,11 @@ pub async fn all_tables(client: &Client) -> Result<Vec<Arc<Table>>, Error> {
     description::read(client, USER_TABLES).await
 }
 
+const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
+/// A wait that is worth a word.
+const LONG: Duration = Duration::from_secs(5);
+
 /// Waits until a transaction that the stream has sent is visible to other sessions. Its commit is in the WAL, and so may be with us,
 /// a moment before: the catalog would be read as it was before the change of a table that comes with it.
 ///
@@ -262,8 +268,19 @@ pub async fn ended(client: &Client, xid: u32) -> Result<(), Error> {
         "SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' AND transactionid = '{xid}'::pg_catalog.xid \
          AND granted"
     );
+    let began = Instant::now();
+    let mut told = false;
     while rows(client, DOING, &sql).await?.first().is_some_and(|row| row.get(0) != Some("0")) {
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        let waited = began.elapsed();
+        if waited > LONG && !told {
+            told = true;
+            // One that waits for a synchronous standby holds its lock as long.
+            tracing::warn!(
+                xid,
+                "a transaction that has changed a table is in the WAL and not yet visible: the stream waits for it"
+            );
+        }
+        tokio::time::sleep(if waited > LONG { PAUSE_MAX } else { PAUSE }).await;
     }
     Ok(())
 }

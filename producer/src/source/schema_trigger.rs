@@ -8,15 +8,17 @@
 //! there; a session of ours would see the catalog of some later time. It needs a superuser to be made. Without it, or
 //! where it fails, a change is known by the rows that follow.
 //!
-//! It never makes a statement of the application fail: what goes wrong in it is logged on the source, and that is all. Nor does it
-//! anything to who reads the source beside us: its tables are unlogged, so that no publication FOR ALL TABLES has them. A server
-//! that has crashed finds them empty, and fills them at the next change, which is then known by its rows.
+//! It never makes a statement of the application fail, nor wait for more than a moment: what goes wrong in it is logged on the
+//! source, and that is all. Nor does it anything to who reads the source beside us: its table is unlogged, so that no publication
+//! FOR ALL TABLES has it, and everybody may read it, so that any owner's pg_dump passes. A server that has crashed finds it empty,
+//! and fills it at the next change, which is then known by its rows. What is secret is an option of a user mapping, which the
+//! catalog keeps and shows to its user alone.
 
 use changelog::table::{quote_identifier, quote_literal};
 use serde::Deserialize;
 use service::session::PINNED_SETTINGS;
+use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::catalog::{Table, USER_TABLES};
 use super::description::{self, Answers, described};
@@ -27,7 +29,7 @@ use crate::error::Error;
 const DOING: &str = "make the event trigger";
 
 /// Statements by which a table can be made, changed, renamed or dropped. ALTER PUBLICATION: what is published changes.
-const TAGS: [&str; 13] = [
+const TAGS: [&str; 11] = [
     "CREATE TABLE",
     "ALTER TABLE",
     "DROP TABLE",
@@ -35,9 +37,7 @@ const TAGS: [&str; 13] = [
     "DROP SCHEMA",
     "DROP OWNED",
     "DROP EXTENSION",
-    "ALTER TYPE",
     "DROP TYPE",
-    "ALTER DOMAIN",
     "DROP DOMAIN",
     "CREATE SCHEMA",
     "ALTER PUBLICATION",
@@ -57,15 +57,13 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
     let trigger = quote_identifier(&format!("dflux {migration}"));
     let publication = quote_literal(publication);
     let tags: Vec<String> = TAGS.iter().map(|tag| quote_literal(tag)).collect();
-    // Locks of a session that changes a published table keep others from changing it; so no two write one row of ours.
     let published = format!(
         "SELECT l.prrelid AS relid FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel l ON l.prpubid = p.oid \
          WHERE p.pubname = {publication}"
     );
     let description = description::json("subject.relid");
-    let secret = format!(
-        "INSERT INTO dflux.source_migration VALUES ({name}, pg_catalog.gen_random_uuid()) ON CONFLICT DO NOTHING;"
-    );
+    let server = format!("dflux {migration}");
+    let secret = secret_sql("pg_catalog.pg_user_mapping", "m.umserver = s.oid", &server);
     let sync = format!(
         "DELETE FROM dflux.source_table r WHERE r.migration = {name} AND r.relid NOT IN ({published});
         INSERT INTO dflux.source_table (migration, relid, description) SELECT {name}, subject.relid, {description} \
@@ -74,18 +72,39 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
     format!(
         "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';{local}
 CREATE SCHEMA IF NOT EXISTS dflux;
-CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_migration (migration text PRIMARY KEY, secret text NOT NULL);
-{secret}
 CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_table (migration text, relid oid, description json NOT NULL, PRIMARY KEY (migration, relid));
+DO $dflux$ BEGIN
+    -- What another role owns could do as a superuser what that role likes.
+    IF EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'dflux' AND nspowner <> current_user::pg_catalog.regrole)
+        OR EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = 'dflux.source_table'::pg_catalog.regclass
+            AND (relowner <> current_user::pg_catalog.regrole OR relhastriggers OR relhasrules)) THEN
+        RAISE insufficient_privilege USING MESSAGE = 'the schema dflux or its table source_table is not of ' || current_user;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper WHERE fdwname = 'dflux') THEN
+        CREATE FOREIGN DATA WRAPPER dflux;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = {server_literal}) THEN
+        CREATE SERVER {server} FOREIGN DATA WRAPPER dflux;
+    END IF;
+    IF {secret} IS NULL THEN
+        EXECUTE pg_catalog.format('CREATE USER MAPPING FOR CURRENT_USER SERVER {server_in_format} OPTIONS (secret %L)', pg_catalog.gen_random_uuid());
+    END IF;
+END $dflux$;
+GRANT USAGE ON SCHEMA dflux TO PUBLIC;
+GRANT SELECT ON dflux.source_table TO PUBLIC;
 {sync}
 CREATE OR REPLACE FUNCTION {function}() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER{printing} AS $dflux$
 DECLARE
-    listed pg_catalog.oid[]; made pg_catalog.oid[]; told pg_catalog.json; leaf pg_catalog.oid; filled boolean;
+    listed pg_catalog.oid[]; made pg_catalog.oid[]; told pg_catalog.json; leaf pg_catalog.oid; filled boolean; context text;
 BEGIN
-    {secret}
-    IF FOUND THEN
+    -- Our table would make serializable transactions of the application conflict that have nothing to do with each other.
+    IF pg_catalog.current_setting('transaction_isolation') = 'serializable' THEN
+        RAISE EXCEPTION 'the transaction is serializable';
+    END IF;
+    IF NOT EXISTS (SELECT FROM dflux.source_table r WHERE r.migration = {name}) THEN
         {sync}
     END IF;
+    GET DIAGNOSTICS context = PG_CONTEXT;
     SELECT coalesce(pg_catalog.array_agg(d.objid), '{{}}'),
         coalesce(pg_catalog.array_agg(d.objid) FILTER (WHERE d.command_tag = 'CREATE TABLE'), '{{}}')
         INTO listed, made FROM pg_catalog.pg_event_trigger_ddl_commands() d
@@ -93,7 +112,10 @@ BEGIN
     -- A table that is attached while it is empty is as one that is made in its place.
     IF pg_catalog.current_query() ILIKE '%attach%' THEN
         FOR leaf IN SELECT t.relid FROM pg_catalog.unnest(listed) l (oid), pg_catalog.pg_partition_tree(l.oid) t
-            WHERE t.isleaf AND t.level > 0 LOOP
+            JOIN pg_catalog.pg_class c ON c.oid = t.relid WHERE t.isleaf AND t.level > 0 AND c.relkind = 'r'
+            -- What is attached now is locked as nothing else below it is.
+            AND EXISTS (SELECT FROM pg_catalog.pg_locks k WHERE k.locktype = 'relation' AND k.pid = pg_catalog.pg_backend_pid()
+                AND k.relation = t.relid AND k.mode = 'AccessExclusiveLock') LOOP
             EXECUTE 'SELECT EXISTS (SELECT FROM ' || leaf::pg_catalog.regclass || ')' INTO filled;
             IF NOT filled THEN made := made || leaf; END IF;
         END LOOP;
@@ -105,8 +127,9 @@ BEGIN
     ), subject AS (
         SELECT k.relid, k.description AS before, c.oid IS NOT NULL AS there FROM known k
             LEFT JOIN pg_catalog.pg_class c ON c.oid = k.relid LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-            WHERE k.relid IN (SELECT b.relid FROM below b)
-                OR (n.nspname, c.relname) IS DISTINCT FROM (k.description #>> '{{tables,0,1}}', k.description #>> '{{tables,0,2}}')
+            -- Of thousands of tables only those are looked at that the statement can concern.
+            WHERE k.relid IN (SELECT b.relid FROM below b) OR (TG_TAG LIKE 'DROP%' AND c.oid IS NULL)
+                OR (TG_TAG = 'ALTER SCHEMA' AND n.nspname IS DISTINCT FROM k.description #>> '{{tables,0,1}}')
         UNION ALL
         SELECT c.oid, NULL, true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE c.oid = ANY (made) AND c.relispartition AND c.relkind IN ('r', 'p') AND {USER_TABLES}
@@ -117,8 +140,11 @@ BEGIN
     SELECT pg_catalog.json_agg(pg_catalog.json_build_object('oid', x.relid, 'before', x.before, 'after', x.after)) INTO told
         FROM change x WHERE x.before::pg_catalog.text IS DISTINCT FROM x.after::pg_catalog.text;
     IF told IS NOT NULL THEN
-        PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', pg_catalog.json_build_object('lane', {lane},
-            'secret', (SELECT m.secret FROM dflux.source_migration m WHERE m.migration = {name}), 'statement', pg_catalog.left(coalesce(pg_catalog.current_query(), ''), 65536), 'tables', told)::pg_catalog.text);
+        -- A message's bytes are sent as they are, whatever the server's encoding is.
+        PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', pg_catalog.convert_to(pg_catalog.json_build_object('lane', {lane},
+            'secret', {secret}, 'statement', CASE WHEN pg_catalog.strpos(context, E'\\n') = 0
+                AND pg_catalog.octet_length(pg_catalog.current_query()) <= 16384 THEN pg_catalog.current_query() ELSE '' END,
+            'tables', told)::pg_catalog.text, 'UTF8'));
         -- Decoding gives a message the end of its WAL record as its place, which is the beginning of the next: a row there, of the
         -- transaction around this block, might come before it.
         PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}.end', '');
@@ -131,18 +157,26 @@ BEGIN
         {sync}
     END IF;
 EXCEPTION WHEN OTHERS THEN
+    -- What was told before holds no longer.
+    PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', '');
+    PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}.end', '');
     RAISE LOG 'dflux: a change of tables of migration {escaped} was not told: %', SQLERRM;
 END $dflux$;
 DO $dflux$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtfoid = {function_literal}::pg_catalog.regprocedure) THEN
         CREATE EVENT TRIGGER {trigger} ON ddl_command_end WHEN TAG IN ({tags}) EXECUTE FUNCTION {function}();
     END IF;
+    -- Also where a session calls itself a replica.
+    ALTER EVENT TRIGGER {trigger} ENABLE ALWAYS;
 END $dflux$;
 COMMIT",
         local = settings("SET LOCAL", ";"),
-        printing = settings("SET", ""),
+        printing = settings("SET", "") + " SET lock_timeout = '1s'",
         lane = quote_literal(lane),
         escaped = migration.replace('%', "%%").replace('\'', "''"),
+        server_literal = quote_literal(&server),
+        server_in_format = quote_identifier(&server).replace('%', "%%").replace('\'', "''"),
+        server = quote_identifier(&server),
         function_literal = quote_literal(&format!("{function}()")),
         tags = tags.join(", "),
     )
@@ -174,26 +208,24 @@ pub async fn installed(client: &Client, migration: &str) -> Result<bool, Error> 
     Ok(!rows(client, "look for the event trigger", &sql).await?.is_empty())
 }
 
+/// The option of the migration's user mapping, as the superuser or as its user reads it. Null where there is none.
+fn secret_sql(mappings: &str, joined: &str, server: &str) -> String {
+    format!(
+        "(SELECT max(o.option_value) FROM {mappings} m JOIN pg_catalog.pg_foreign_server s ON {joined}, \
+         pg_catalog.pg_options_to_table(m.umoptions) o WHERE s.srvname = {} AND o.option_name = 'secret')",
+        quote_literal(server)
+    )
+}
+
 /// What its messages know, and nobody who may only write: `pg_logical_emit_message` is open to everybody, and what is told is done
-/// on the target. None if there is no event trigger, or our user may not read it.
+/// on the target. None if there is no event trigger, or it is not our user's.
 ///
 /// # Errors
 /// `Source`.
 pub async fn secret(client: &Client, migration: &str) -> Result<Option<String>, Error> {
-    let sql = format!("SELECT secret FROM dflux.source_migration WHERE migration = {}", quote_literal(migration));
-    let answer = client.simple_query(&sql).await;
-    match answer {
-        Ok(messages) => Ok(messages.into_iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        })),
-        Err(error) => match error.code() {
-            Some(&(SqlState::INSUFFICIENT_PRIVILEGE | SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME)) => {
-                Ok(None)
-            }
-            _ => Err(Error::source("read what the event trigger knows")(error)),
-        },
-    }
+    let secret = secret_sql("pg_catalog.pg_user_mappings", "m.srvid = s.oid", &format!("dflux {migration}"));
+    let answer = rows(client, "read what the event trigger knows", &format!("SELECT {secret}")).await?;
+    Ok(answer.first().and_then(|row| row.get(0)).map(str::to_owned))
 }
 
 /// Removes it, and what no other migration needs of what it uses. False if it was not there.
@@ -211,17 +243,20 @@ pub async fn remove(client: &Client, migration: &str) -> Result<bool, Error> {
         "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';
          DROP FUNCTION IF EXISTS dflux.{}() CASCADE;
          DELETE FROM dflux.source_table WHERE migration = {name};
-         DELETE FROM dflux.source_migration WHERE migration = {name};
+         DROP SERVER IF EXISTS {} CASCADE;
          DO $dflux$ BEGIN
-             IF NOT EXISTS (SELECT FROM dflux.source_migration) THEN
-                 DROP TABLE dflux.source_table, dflux.source_migration;
+             IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+                 WHERE w.fdwname = 'dflux') THEN
+                 DROP FOREIGN DATA WRAPPER IF EXISTS dflux;
+                 DROP TABLE dflux.source_table;
                  IF NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace = 'dflux'::pg_catalog.regnamespace) THEN
                      DROP SCHEMA dflux;
                  END IF;
              END IF;
          END $dflux$;
          COMMIT",
-        quote_identifier(migration)
+        quote_identifier(migration),
+        quote_identifier(&format!("dflux {migration}")),
     );
     let Err(error) = client.batch_execute(&sql).await else { return Ok(true) };
     client.batch_execute("ROLLBACK").await.map_err(Error::source("end a transaction"))?;
@@ -234,6 +269,7 @@ pub struct Told {
     pub lane: String,
     /// To be compared with [`secret`].
     pub secret: String,
+    /// What the session sent; empty if it was long, or the change was made within something that it called.
     pub statement: String,
     pub changes: Vec<Changed>,
 }

@@ -199,10 +199,20 @@ impl Stream {
         Ok(())
     }
 
-    /// What the event trigger told. The manifest of what is before it goes out first.
+    /// What the event trigger told. The manifest of what is before it goes out first, whatever becomes of the message: a
+    /// manifest depends on nothing but the WAL.
     async fn schema(&mut self, ordinal: u64, content: &[u8]) -> Result<(), Error> {
         let Some(OpenTransaction { begin, ours: false, .. }) = self.open else { return Ok(()) };
         let position = Position::new(begin.final_lsn, ordinal);
+        self.send_schema(None).await?;
+        if let Some(segment) = self.segments.close() {
+            self.manifest(begin, segment, None).await?;
+        }
+        if content.is_empty() {
+            tracing::warn!(%position, "the event trigger could not tell of a change (see the source's log); it is known by its rows");
+            self.start.tables.forget_told();
+            return Ok(());
+        }
         let told = match schema_trigger::told(content) {
             Ok(told) if told.lane == self.lane_name => told,
             Ok(_) => return Ok(()),
@@ -212,17 +222,15 @@ impl Stream {
             }
         };
         if !self.start.tables.knows(&told.secret).await? {
-            let hint = "GRANT USAGE ON SCHEMA dflux TO …; GRANT SELECT ON dflux.source_migration TO … if another user made the event trigger";
+            let hint =
+                "if another user ran dflux prepare, give the producer's a user mapping: README, Tables that change";
             tracing::warn!(%position, hint, "a change of tables was told by nobody that we know; it is known by its rows");
+            self.start.tables.forget_told();
             return Ok(());
         }
         let tables = self.start.tables.tell(told.changes).await?;
         if tables.is_empty() {
             return Ok(());
-        }
-        self.send_schema(None).await?;
-        if let Some(segment) = self.segments.close() {
-            self.manifest(begin, segment, None).await?;
         }
         for change in &tables {
             tracing::info!(%position, table = %change.table, "the source has changed a table");

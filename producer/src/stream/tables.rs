@@ -112,6 +112,11 @@ impl StreamTables {
         Ok(())
     }
 
+    /// Something has changed that was not told.
+    pub fn forget_told(&mut self) {
+        self.told.clear();
+    }
+
     /// Whether the source's event trigger has emitted a message, and not just somebody who may write.
     ///
     /// # Errors
