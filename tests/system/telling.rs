@@ -150,6 +150,17 @@ fn a_statement_of_the_application_never_fails_by_the_event_trigger() {
     owner.run("SET search_path = public; SET default_transaction_isolation = 'repeatable read'; ALTER TABLE item ADD COLUMN o int").unwrap();
     moving.caught_up();
     moving.assert_same([SHAPES]);
+    // The transaction ends with what is not told, or is no change for the events: its rows are whole all the same.
+    for sql in [
+        "BEGIN; UPDATE item SET o = 3 WHERE id = 3; SELECT pg_logical_emit_message(true, 'dflux.schema', ''); COMMIT",
+        "BEGIN; UPDATE item SET o = 4 WHERE id = 4; ALTER TABLE item ADD COLUMN u int; SELECT pg_logical_emit_message(true, 'dflux.schema', '{}'); COMMIT",
+        "BEGIN; SELECT pg_logical_emit_message(true, 'dflux.schema', '{}'); UPDATE item SET u = 4 WHERE id = 4; COMMIT",
+    ] {
+        moving.source.run(sql).unwrap();
+        moving.caught_up();
+        moving.assert_same([SHAPES]);
+        moving.assert_same([rows_by_name("item")]);
+    }
     // In a serializable transaction, and by a function, which may have given an expression: known by the rows, or not at all by guess.
     owner.run("SET default_transaction_isolation = 'serializable'; ALTER TABLE item ADD COLUMN t int; UPDATE item SET t = 1 WHERE id = 1").unwrap();
     moving.caught_up();

@@ -85,8 +85,14 @@ struct OpenTransaction {
     /// Written by the other lane: its changes count but are not published.
     ours: bool,
     markers: Vec<String>,
-    /// Told, and not sent before it is known whether the transaction ends with it.
-    schema: Option<SchemaChange>,
+    /// Not sent before it is known whether the transaction ends with it.
+    held: Option<Held>,
+}
+
+/// What a change of tables closes, and what tells of it.
+enum Held {
+    Segment(Segment),
+    Schema(SchemaChange),
 }
 
 /// The loop's state.
@@ -180,7 +186,7 @@ impl Stream {
         match event {
             Assembled::Begin(begin) => {
                 self.segments.begin();
-                self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new(), schema: None });
+                self.open = Some(OpenTransaction { begin: *begin, ours: false, markers: Vec::new(), held: None });
             }
             Assembled::Origin { .. } | Assembled::OriginMessage { .. } => {
                 if let Some(open) = self.open.as_mut() {
@@ -204,9 +210,8 @@ impl Stream {
     async fn schema(&mut self, ordinal: u64, content: &[u8]) -> Result<(), Error> {
         let Some(OpenTransaction { begin, ours: false, .. }) = self.open else { return Ok(()) };
         let position = Position::new(begin.final_lsn, ordinal);
-        self.send_schema(None).await?;
-        if let Some(segment) = self.segments.close() {
-            self.manifest(begin, segment, None).await?;
+        if let (Some(segment), Some(open)) = (self.segments.close(), self.open.as_mut()) {
+            open.held = Some(Held::Segment(segment));
         }
         if content.is_empty() {
             tracing::warn!(%position, "the event trigger could not tell of a change (see the source's log); it is known by its rows");
@@ -245,30 +250,38 @@ impl Stream {
             statement: told.statement,
             tables,
         };
+        self.send_held(None).await?;
         if let Some(open) = self.open.as_mut() {
-            open.schema = Some(change);
+            open.held = Some(Held::Schema(change));
         }
         Ok(())
     }
 
-    /// Sends what was told and not sent yet; with the transaction's end, as the last record of it.
-    async fn send_schema(&mut self, end_lsn: Option<Lsn>) -> Result<(), Error> {
-        let Some(mut change) = self.open.as_mut().and_then(|open| open.schema.take()) else { return Ok(()) };
-        change.last = end_lsn.is_some();
-        change.end_lsn = end_lsn.unwrap_or(change.end_lsn);
-        let position = change.position;
-        self.lane_record(&LaneRecord::Schema(change), position).await?;
-        if let Some(end_lsn) = end_lsn {
-            self.counts.transactions += 1;
-            self.start.publisher.point(end_lsn);
+    /// Sends what is held: with the transaction's end, as the last record of it.
+    async fn send_held(&mut self, end_lsn: Option<Lsn>) -> Result<(), Error> {
+        let Some(open) = self.open.as_mut() else { return Ok(()) };
+        let begin = open.begin;
+        match open.held.take() {
+            None => return Ok(()),
+            Some(Held::Segment(segment)) => self.manifest(begin, segment, end_lsn).await?,
+            Some(Held::Schema(mut change)) => {
+                change.last = end_lsn.is_some();
+                change.end_lsn = end_lsn.unwrap_or(change.end_lsn);
+                let position = change.position;
+                self.lane_record(&LaneRecord::Schema(change), position).await?;
+                if let Some(end_lsn) = end_lsn {
+                    self.start.publisher.point(end_lsn);
+                }
+            }
         }
+        self.counts.transactions += u64::from(end_lsn.is_some());
         Ok(())
     }
 
     async fn change(&mut self, lsn: Lsn, change: &Change) -> Result<(), Error> {
-        let Some(OpenTransaction { begin, ours: false, ref schema, .. }) = self.open else { return Ok(()) };
-        if schema.is_some() {
-            Box::pin(self.send_schema(None)).await?;
+        let Some(OpenTransaction { begin, ours: false, ref held, .. }) = self.open else { return Ok(()) };
+        if held.is_some() {
+            Box::pin(self.send_held(None)).await?;
         }
         if self.start.tables.known(&change.relation).is_none() {
             Box::pin(self.start.tables.learn(&change.relation, begin.xid)).await?;
@@ -372,7 +385,7 @@ impl Stream {
     }
 
     async fn commit(&mut self, committed: &Committed) -> Result<(), Error> {
-        Box::pin(self.send_schema(Some(committed.end_lsn))).await?;
+        Box::pin(self.send_held(Some(committed.end_lsn))).await?;
         let Some(open) = self.open.take() else { return Ok(()) };
         observe::set(observe::RECEIVED, committed.commit_lsn.0 as f64);
         if open.ours {
