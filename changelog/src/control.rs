@@ -95,7 +95,8 @@ pub struct SchemaChange {
     pub commit_time_micros: i64,
     /// Whether the transaction ends with it.
     pub last: bool,
-    /// What the source's session had sent, perhaps with more statements, perhaps cut.
+    /// What the source's session had sent, perhaps with more statements; empty if it was long, or the change was made within
+    /// something that it called.
     pub statement: String,
     pub tables: Vec<TableChange>,
 }

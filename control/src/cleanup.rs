@@ -86,7 +86,7 @@ pub async fn run(config: &Config, confirmed: bool) -> Result<Exit, Error> {
     }
     if found.trigger {
         schema_trigger::remove(&source.client, &config.migration.name).await.map_err(failed)?;
-        println!("source: event trigger \"dflux {}\" removed", config.migration.name);
+        println!("source: event trigger \"{}\" removed", schema_trigger::called(&config.migration.name));
     }
     if found.publication == Some(Made::Ours) {
         let name = quote_identifier(&config.migration.publication);
@@ -106,7 +106,7 @@ impl Found {
         let mut lines = Vec::new();
         lines.extend(self.slots.iter().map(|slot| format!("source: slot {slot}")));
         if self.trigger {
-            lines.push(format!("source: event trigger \"dflux {}\"", config.migration.name));
+            lines.push(format!("source: event trigger \"{}\"", schema_trigger::called(&config.migration.name)));
         }
         if self.publication == Some(Made::Ours) {
             lines.push(format!("source: publication {}", config.migration.publication));

@@ -178,7 +178,7 @@ pub async fn privileges(source: &Database, selected: &[&Table], findings: &mut F
         findings.note(
             "event_trigger",
             format!("{user} is no superuser and may make no event trigger: a change of a table is known by the rows that follow it, and a table that is renamed or dropped is not known"),
-            "nothing; or run dflux prepare once with a superuser's [source] url",
+            "nothing; or a superuser's [source] url, for dflux prepare and the producer alike",
         );
     }
     if !superuser && !replicates {

@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use producer::source::schema_trigger;
+
 use super::archive::Entry;
 
 const PG_CLASS: u32 = 1259;
@@ -70,7 +72,7 @@ fn unwanted(entry: &Entry, world: &World) -> bool {
         // Ours would be made on the target by itself; the others are the database's, not the schema's.
         "DATABASE" | "DATABASE PROPERTIES" | "ACL" | "DEFAULT ACL" | "SECURITY LABEL" => true,
         "SCHEMA" => entry.name == "dflux",
-        "EVENT TRIGGER" => entry.name.starts_with("dflux "),
+        "EVENT TRIGGER" => entry.name.starts_with(schema_trigger::NAME_PREFIX),
         _ => false,
     }
 }

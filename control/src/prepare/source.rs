@@ -108,7 +108,10 @@ pub async fn tell_changes(config: &Config, source: &Database) -> Result<(), Erro
     match (before, made) {
         (true, _) => {}
         (false, true) => {
-            println!("source: event trigger \"dflux {name}\" made: changes of tables are told as they happen")
+            println!(
+                "source: event trigger \"{}\" made: changes of tables are told as they happen",
+                schema_trigger::called(name)
+            )
         }
         (false, false) => println!(
             "source: only a superuser may make an event trigger: a change of a table is known by the rows that follow it"

@@ -43,6 +43,14 @@ const TAGS: [&str; 11] = [
     "ALTER PUBLICATION",
 ];
 
+/// What begins the names of our event triggers: of every migration's.
+pub const NAME_PREFIX: &str = "dflux ";
+
+/// What the migration's is called.
+pub fn called(migration: &str) -> String {
+    format!("{NAME_PREFIX}{migration}")
+}
+
 /// Settings that decide how a value is printed, or whose a name is.
 fn settings(set: &str, end: &str) -> String {
     let printing = |name: &str| !name.ends_with("timeout") && name != "client_encoding" && name != "row_security";
@@ -54,7 +62,6 @@ fn settings(set: &str, end: &str) -> String {
 fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
     let name = quote_literal(migration);
     let function = format!("dflux.{}", quote_identifier(migration));
-    let trigger = quote_identifier(&format!("dflux {migration}"));
     let publication = quote_literal(publication);
     let tags: Vec<String> = TAGS.iter().map(|tag| quote_literal(tag)).collect();
     let published = format!(
@@ -62,8 +69,9 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
          WHERE p.pubname = {publication}"
     );
     let description = description::json("subject.relid");
-    let server = format!("dflux {migration}");
-    let secret = secret_sql("pg_catalog.pg_user_mapping", "m.umserver = s.oid", &server);
+    // The event trigger and the foreign server have one name.
+    let called = called(migration);
+    let secret = secret_sql("pg_catalog.pg_user_mapping", "m.umserver = s.oid", migration);
     let sync = format!(
         "DELETE FROM dflux.source_table r WHERE r.migration = {name} AND r.relid NOT IN ({published});
         INSERT INTO dflux.source_table (migration, relid, description) SELECT {name}, subject.relid, {description} \
@@ -83,11 +91,11 @@ DO $dflux$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_data_wrapper WHERE fdwname = 'dflux') THEN
         CREATE FOREIGN DATA WRAPPER dflux;
     END IF;
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = {server_literal}) THEN
-        CREATE SERVER {server} FOREIGN DATA WRAPPER dflux;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = {called_literal}) THEN
+        CREATE SERVER {quoted} FOREIGN DATA WRAPPER dflux;
     END IF;
     IF {secret} IS NULL THEN
-        EXECUTE pg_catalog.format('CREATE USER MAPPING FOR CURRENT_USER SERVER {server_in_format} OPTIONS (secret %L)', pg_catalog.gen_random_uuid());
+        EXECUTE pg_catalog.format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I OPTIONS (secret %L)', {called_literal}, pg_catalog.gen_random_uuid());
     END IF;
 END $dflux$;
 GRANT USAGE ON SCHEMA dflux TO PUBLIC;
@@ -164,19 +172,18 @@ EXCEPTION WHEN OTHERS THEN
 END $dflux$;
 DO $dflux$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtfoid = {function_literal}::pg_catalog.regprocedure) THEN
-        CREATE EVENT TRIGGER {trigger} ON ddl_command_end WHEN TAG IN ({tags}) EXECUTE FUNCTION {function}();
+        CREATE EVENT TRIGGER {quoted} ON ddl_command_end WHEN TAG IN ({tags}) EXECUTE FUNCTION {function}();
     END IF;
     -- Also where a session calls itself a replica.
-    ALTER EVENT TRIGGER {trigger} ENABLE ALWAYS;
+    ALTER EVENT TRIGGER {quoted} ENABLE ALWAYS;
 END $dflux$;
 COMMIT",
         local = settings("SET LOCAL", ";"),
         printing = settings("SET", "") + " SET lock_timeout = '1s'",
         lane = quote_literal(lane),
         escaped = migration.replace('%', "%%").replace('\'', "''"),
-        server_literal = quote_literal(&server),
-        server_in_format = quote_identifier(&server).replace('%', "%%").replace('\'', "''"),
-        server = quote_identifier(&server),
+        called_literal = quote_literal(&called),
+        quoted = quote_identifier(&called),
         function_literal = quote_literal(&format!("{function}()")),
         tags = tags.join(", "),
     )
@@ -209,11 +216,11 @@ pub async fn installed(client: &Client, migration: &str) -> Result<bool, Error> 
 }
 
 /// The option of the migration's user mapping, as the superuser or as its user reads it. Null where there is none.
-fn secret_sql(mappings: &str, joined: &str, server: &str) -> String {
+fn secret_sql(mappings: &str, joined: &str, migration: &str) -> String {
     format!(
         "(SELECT max(o.option_value) FROM {mappings} m JOIN pg_catalog.pg_foreign_server s ON {joined}, \
          pg_catalog.pg_options_to_table(m.umoptions) o WHERE s.srvname = {} AND o.option_name = 'secret')",
-        quote_literal(server)
+        quote_literal(&called(migration))
     )
 }
 
@@ -223,20 +230,20 @@ fn secret_sql(mappings: &str, joined: &str, server: &str) -> String {
 /// # Errors
 /// `Source`.
 pub async fn secret(client: &Client, migration: &str) -> Result<Option<String>, Error> {
-    let secret = secret_sql("pg_catalog.pg_user_mappings", "m.srvid = s.oid", &format!("dflux {migration}"));
+    let secret = secret_sql("pg_catalog.pg_user_mappings", "m.srvid = s.oid", migration);
     let answer = rows(client, "read what the event trigger knows", &format!("SELECT {secret}")).await?;
     Ok(answer.first().and_then(|row| row.get(0)).map(str::to_owned))
 }
 
-/// Removes it, and what no other migration needs of what it uses. False if it was not there.
+/// Removes it, and what no other migration needs of what it uses.
 ///
 /// # Errors
 /// `Source`.
-pub async fn remove(client: &Client, migration: &str) -> Result<bool, Error> {
+pub async fn remove(client: &Client, migration: &str) -> Result<(), Error> {
     let doing = "remove the event trigger";
     let there = rows(client, doing, "SELECT 1 WHERE pg_catalog.to_regclass('dflux.source_table') IS NOT NULL").await?;
     if there.is_empty() {
-        return Ok(false);
+        return Ok(());
     }
     let name = quote_literal(migration);
     let sql = format!(
@@ -256,9 +263,9 @@ pub async fn remove(client: &Client, migration: &str) -> Result<bool, Error> {
          END $dflux$;
          COMMIT",
         quote_identifier(migration),
-        quote_identifier(&format!("dflux {migration}")),
+        quote_identifier(&called(migration)),
     );
-    let Err(error) = client.batch_execute(&sql).await else { return Ok(true) };
+    let Err(error) = client.batch_execute(&sql).await else { return Ok(()) };
     client.batch_execute("ROLLBACK").await.map_err(Error::source("end a transaction"))?;
     Err(Error::source(doing)(error))
 }
