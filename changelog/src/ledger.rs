@@ -22,6 +22,9 @@ pub struct Plan {
     /// Estimates when it was planned, for progress.
     pub estimated_rows: u64,
     pub estimated_bytes: u64,
+    /// Statements that make the table as it is copied, where there is none; what is there already stays as it is. Empty in the
+    /// initial backfill, before which `dflux prepare` makes the tables.
+    pub definition: Vec<String>,
 }
 
 impl Plan {
@@ -65,11 +68,34 @@ pub struct BackfillCompleted {
     pub exact_from: Lsn,
 }
 
-/// The operator asked for a table to be read again as this generation.
+/// A table is to be read as this generation: again, because the operator asked for it, or for the first time, because it is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResyncRequested {
     pub table: TableName,
     pub generation: u32,
+    /// What only readers of the ledger know: the marker in the source's WAL that begins it names it ([`begins`]).
+    pub token: String,
+}
+
+/// The source cannot give what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResyncRefused {
+    pub table: TableName,
+    pub generation: u32,
+    pub reason: String,
+}
+
+const BEGINS: &str = "resync ";
+
+/// The text of the marker with which a copy that was asked for begins: what the lane has of the table before it belongs to the
+/// table as it was, what is behind it to the copy.
+pub fn begins(token: &str) -> String {
+    format!("{BEGINS}{token}")
+}
+
+/// The token, if the text of a marker is that of a beginning.
+pub fn begun(marker: &str) -> Option<&str> {
+    marker.strip_prefix(BEGINS)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +105,7 @@ pub enum LedgerRecord {
     TableCopied(TableCopied),
     BackfillCompleted(BackfillCompleted),
     ResyncRequested(ResyncRequested),
+    ResyncRefused(ResyncRefused),
 }
 
 impl LedgerRecord {
@@ -93,6 +120,9 @@ impl LedgerRecord {
             LedgerRecord::BackfillCompleted(_) => "completed".to_owned(),
             LedgerRecord::ResyncRequested(request) => {
                 format!("resync/{}/{}", request.generation, request.table.quoted())
+            }
+            LedgerRecord::ResyncRefused(refused) => {
+                format!("refused/{}/{}", refused.generation, refused.table.quoted())
             }
         }
     }
@@ -109,6 +139,7 @@ impl LedgerRecord {
                 put_items(out, &plan.bounds, |out, bound| put_texts(out, bound));
                 put_long(out, plan.estimated_rows as i64);
                 put_long(out, plan.estimated_bytes as i64);
+                put_texts(out, &plan.definition);
             }
             LedgerRecord::Chunk(chunk) => {
                 put_long(out, 1);
@@ -141,6 +172,13 @@ impl LedgerRecord {
                 put_long(out, 4);
                 put_table(out, &request.table);
                 put_long(out, i64::from(request.generation));
+                put_bytes(out, request.token.as_bytes());
+            }
+            LedgerRecord::ResyncRefused(refused) => {
+                put_long(out, 5);
+                put_table(out, &refused.table);
+                put_long(out, i64::from(refused.generation));
+                put_bytes(out, refused.reason.as_bytes());
             }
         }
     }
@@ -175,7 +213,16 @@ impl LedgerRecord {
                 let tables = r.list(table)?;
                 LedgerRecord::BackfillCompleted(BackfillCompleted { tables, exact_from: Lsn(r.unsigned()?) })
             }
-            4 => LedgerRecord::ResyncRequested(ResyncRequested { table: table(r)?, generation: small(r)? }),
+            4 => LedgerRecord::ResyncRequested(ResyncRequested {
+                table: table(r)?,
+                generation: small(r)?,
+                token: r.string()?.to_owned(),
+            }),
+            5 => LedgerRecord::ResyncRefused(ResyncRefused {
+                table: table(r)?,
+                generation: small(r)?,
+                reason: r.string()?.to_owned(),
+            }),
             _ => return Err(r.corrupt("an unknown kind of ledger record")),
         };
         reader.finish()?;
@@ -189,7 +236,7 @@ fn plan(reader: &mut Reader<'_>) -> Result<Plan, Error> {
     let key = texts(reader)?;
     let bounds = reader.list(texts)?;
     let (estimated_rows, estimated_bytes) = (reader.unsigned()?, reader.unsigned()?);
-    Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes })
+    Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes, definition: texts(reader)? })
 }
 
 fn small(reader: &mut Reader<'_>) -> Result<u32, Error> {

@@ -39,6 +39,16 @@ pub fn quote_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
+/// Makes a schema that is not there. Not `IF NOT EXISTS`, which asks for the right to make one even where it has nothing to do.
+pub fn schema_sql(name: &str) -> String {
+    let make = quote_literal(&format!("CREATE SCHEMA {}", quote_identifier(name)));
+    let body = format!(
+        "BEGIN IF NOT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = {}) THEN EXECUTE {make}; END IF; END",
+        quote_literal(name)
+    );
+    format!("DO {}", quote_literal(&body))
+}
+
 /// What a change event says happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {

@@ -10,7 +10,7 @@ use apache_avro::types::Value as Avro;
 use changelog::avro::frame;
 use changelog::block::{ChunkId, CopyFormat};
 use changelog::control::PartitionCount;
-use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
+use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRefused, ResyncRequested, TableCopied};
 use changelog::table::{Column, Identity};
 use changelog::{
     Birth, Block, Cell, Definition, EventDecoder, EventEncoder, Header, Kind, Lane, LaneRecord, LedgerRecord, Lsn,
@@ -351,6 +351,7 @@ fn ledger_records_round_trip_and_the_avro_library_reads_them() {
             bounds: vec![vec!["1".into(), "x".into()]],
             estimated_rows: 5,
             estimated_bytes: 6,
+            definition: vec!["CREATE TABLE s.t ()".into()],
         }),
         LedgerRecord::Chunk(Chunk {
             id,
@@ -371,7 +372,8 @@ fn ledger_records_round_trip_and_the_avro_library_reads_them() {
             snapshot_lsn: Lsn(9),
         }),
         LedgerRecord::BackfillCompleted(BackfillCompleted { tables: vec![table()], exact_from: Lsn(9) }),
-        LedgerRecord::ResyncRequested(ResyncRequested { table: table(), generation: 2 }),
+        LedgerRecord::ResyncRequested(ResyncRequested { table: table(), generation: 2, token: "a".into() }),
+        LedgerRecord::ResyncRefused(ResyncRefused { table: table(), generation: 2, reason: "it is gone".into() }),
     ];
     let keys: std::collections::HashSet<String> = records.iter().map(LedgerRecord::key).collect();
     assert_eq!(keys.len(), records.len());

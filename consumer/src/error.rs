@@ -76,6 +76,8 @@ pub enum Error {
     IdentityAlways { table: String, column: String, position: Position },
     #[error("chunk {chunk}: {what}")]
     Chunk { chunk: String, what: String },
+    #[error("table {table} cannot be made in the target")]
+    Unmade { table: Box<str>, statement: Box<str>, source: sqlx::Error },
     #[error("{what} failed in the target")]
     Index { what: String, statement: String, source: sqlx::Error },
     #[error("the thread that {what} has ended")]
@@ -126,7 +128,10 @@ impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
             Error::Service(error) if error.transient() => Remedy::Retry,
-            Error::Target { source, .. } | Error::Refused { source, .. } | Error::Index { source, .. }
+            Error::Target { source, .. }
+            | Error::Refused { source, .. }
+            | Error::Index { source, .. }
+            | Error::Unmade { source, .. }
                 if transient(source) =>
             {
                 Remedy::Retry
@@ -154,6 +159,7 @@ impl Error {
             | Error::ImageMissing { .. }
             | Error::IdentityAlways { .. }
             | Error::Chunk { .. }
+            | Error::Unmade { .. }
             | Error::Index { .. } => Remedy::Stop,
         }
     }
@@ -239,6 +245,11 @@ impl Hint for Error {
             ),
             Error::Chunk { .. } => {
                 "check that only one producer writes to the snapshot topic; then dflux resync the table".into()
+            }
+            Error::Unmade { statement, .. } => {
+                format!(
+                    "dflux prepare makes it with all that it needs; by hand: {statement}. It is tried again by itself"
+                )
             }
             Error::Index { statement, .. } => format!("run it by hand to see why: {statement}"),
             Error::Thread { .. } => return None,

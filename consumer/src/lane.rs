@@ -18,7 +18,6 @@ use crate::execute::{Applier, Batch, Scope};
 use crate::follow::Following;
 use crate::index::Building;
 use crate::lead::{Leader, stand_by};
-use crate::ledger::Ledger;
 use crate::load::{Loading, backfill};
 use crate::pipeline::{Ended, Pipeline};
 use crate::reader::Reader;
@@ -237,7 +236,7 @@ impl Life {
     async fn apply(
         &self,
         leader: &Leader,
-        mut following: Following,
+        following: Following,
         mut connection: PgConnection,
         (row, mut exact_from): (&LaneRow, Lsn),
         health: &service::telemetry::Health,
@@ -245,9 +244,8 @@ impl Life {
         let lane = &self.sessions.lane;
         let marking = mark(&mut connection, lane).await?;
         let hints = hints(&mut connection, lane, &self.topics).await?;
-        // Asked for while the copies were loaded and indexed.
-        following.catch_up(&self.loading(leader)).await?;
-        let rules = rules(&mut connection, lane, &following.ledger).await?;
+        let rules = rules(&mut connection, lane).await?;
+        let asked = following.requests.clone();
         let (receiver, _stop) = subscribe::start(LaneParameters {
             kafka: self.config.kafka.clone(),
             topics: self.topics.clone(),
@@ -285,6 +283,7 @@ impl Life {
             rules,
             relations: Relations::new(&self.config.registry.url, lane, &self.topics),
             requests,
+            asked,
             queue: std::collections::VecDeque::new(),
             batch: Batch::default(),
             inside: false,
@@ -371,15 +370,19 @@ async fn hints(
     rows.iter().map(hint).collect::<Result<_, _>>().map_err(target("dflux.offset_hint"))
 }
 
-/// What follows from the tables' copies; a table that is being read again, or will be, is left alone.
-async fn rules(
-    connection: &mut PgConnection,
-    lane: &str,
-    ledger: &Ledger,
-) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
+/// What follows from the tables' copies; a table that is being read again is left alone.
+async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
     let mut rules = rule::of_copies(connection, lane).await?;
-    for (table, _) in resync::open(&resync::states(connection, lane).await?, &ledger.resyncs) {
-        rules.insert(table, Rule { suspended: true, ..Rule::default() });
+    for state in resync::states(connection, lane).await? {
+        match state.state.as_str() {
+            "live" => {}
+            "gone" => {
+                rules.insert(state.table, Rule::GONE);
+            }
+            _ => {
+                rules.insert(state.table, Rule { suspended: true, ..Rule::default() });
+            }
+        }
     }
     Ok(rules)
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use changelog::block::ChunkId;
-use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
+use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRefused, TableCopied};
 use changelog::{LedgerRecord, Lsn, TableName};
 
 /// The newest state of everything in the ledger. Records may come again and in any order of their keys.
@@ -13,8 +13,8 @@ pub struct Ledger {
     pub chunks: HashMap<ChunkId, Chunk>,
     pub copied: HashMap<(TableName, u32), TableCopied>,
     pub completed: Option<BackfillCompleted>,
-    /// Highest generation asked for, by table.
-    pub resyncs: HashMap<TableName, u32>,
+    /// Copies that the source cannot give, and why.
+    pub refused: HashMap<(TableName, u32), String>,
 }
 
 impl Ledger {
@@ -30,10 +30,11 @@ impl Ledger {
                 self.copied.insert((copied.table.clone(), copied.generation), copied);
             }
             LedgerRecord::BackfillCompleted(completed) => self.completed = Some(completed),
-            LedgerRecord::ResyncRequested(ResyncRequested { table, generation }) => {
-                let highest = self.resyncs.entry(table).or_default();
-                *highest = (*highest).max(generation);
+            LedgerRecord::ResyncRefused(ResyncRefused { table, generation, reason }) => {
+                self.refused.insert((table, generation), reason);
             }
+            // The lane meets the marker with which it begins.
+            LedgerRecord::ResyncRequested(_) => {}
         }
     }
 
@@ -142,7 +143,6 @@ mod tests {
         {
             ledger.accept(record);
         }
-        ledger.accept(LedgerRecord::ResyncRequested(ResyncRequested { table: first.clone(), generation: 1 }));
         let none = HashSet::new();
         let generations = ledger.generations(&none);
         assert_eq!([&first, &again, &later].map(|table| generations.of(table)), [0, 1, 1]);

@@ -167,6 +167,18 @@ pub fn resync(table: &str, generation: u32, state: &str) {
     tracing::info!(table, generation, state, "resync");
 }
 
+pub fn resync_failed(table: &str, error: &crate::Error) {
+    tracing::error!(
+        table,
+        error = service::report(error, service::Hint::hint(error)),
+        "the table is not built: it is tried again"
+    );
+}
+
+pub fn unasked() {
+    tracing::warn!("a marker in the source's WAL begins a copy of a table that nobody asked for: it is passed over");
+}
+
 pub fn sequences_set(count: usize) {
     counter!(SEQUENCES_SET).increment(count as u64);
 }

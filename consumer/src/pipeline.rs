@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use changelog::{Lsn, Manifest, Op, Position, SchemaChange, TableChange, TableName};
+use changelog::ledger::ResyncRequested;
+use changelog::{Lsn, Manifest, Op, Position, SchemaChange, TableChange, TableName, ledger};
 use service::{Shutdown, config};
 use tokio::sync::mpsc;
 
@@ -16,6 +17,7 @@ use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
 use crate::evolve::Refusal;
 use crate::execute::{Applier, Batch, Tail, prepare};
+use crate::follow::Requests;
 use crate::merge::Applied;
 use crate::plan::{Change, Mode};
 use crate::relation::Relation;
@@ -59,6 +61,8 @@ pub struct Pipeline<'a> {
     pub relations: Relations,
     /// What the re-sync of a table asks of the lane.
     pub requests: mpsc::Receiver<Request>,
+    /// What the ledger has of that.
+    pub asked: Requests,
     /// Received and not taken yet.
     pub queue: VecDeque<Item>,
     pub batch: Batch,
@@ -229,10 +233,11 @@ impl Pipeline<'_> {
         match request {
             Request::Suspend { table, generation, anew, done } => {
                 self.applier().await?.suspend(&table, generation, anew).await?;
-                self.relations.forget(&table);
-                let rule = self.rules.entry(table).or_default();
-                *rule = Rule { suspended: true, ..Rule::default() };
+                self.suspended(table);
                 let _ = done.send(());
+            }
+            Request::Gone { table } => {
+                self.rules.insert(table, Rule::GONE);
             }
             Request::Rejoin { table, rule, at, rejoined } => {
                 if at.send(self.applied).is_err() {
@@ -304,6 +309,9 @@ impl Pipeline<'_> {
             Item::End { manifest, offset } => self.end(manifest, offset).await?,
             Item::Schema { change, offset } => Box::pin(self.schema(&change, offset)).await?,
             Item::Marker { marker, received_at_micros, offset } => {
+                if let Some(token) = ledger::begun(&marker.content).filter(|_| !self.inside) {
+                    self.begins(token).await?;
+                }
                 self.passed(marker.position, offset);
                 self.batch.marker = Some((marker, received_at_micros));
             }
@@ -325,6 +333,36 @@ impl Pipeline<'_> {
             let here = Applied { position, complete: false };
             self.batch.applied = Some(self.batch.applied.map_or(here, |applied| applied.max(here)));
         }
+    }
+
+    /// A copy of a table begins here: what the lane has of the table from here on is left to it. Where the marker is met again after a
+    /// restart, this is done already.
+    async fn begins(&mut self, token: &str) -> Result<(), Error> {
+        let Some(ResyncRequested { table, generation, .. }) = self.asked.of(token).await? else {
+            observe::unasked();
+            return Ok(());
+        };
+        self.drain().await?;
+        let another_copy = self.rules.get(&table).is_some_and(|rule| rule.suspended);
+        let applier = self.applier().await?;
+        let lane = applier.lane().to_owned();
+        let known = resync::states(&mut applier.connection, &lane).await?;
+        let known = known.into_iter().find(|state| state.table == table);
+        if known.is_some_and(|state| state.next_generation.max(Some(state.generation)) >= Some(generation)) {
+            return Ok(());
+        }
+        if another_copy {
+            // Another copy of it is being loaded: who does that goes on with this one.
+            return resync::supersede(&mut applier.connection, &lane, &table, generation).await;
+        }
+        applier.suspend(&table, generation, true).await?;
+        self.suspended(table);
+        Ok(())
+    }
+
+    fn suspended(&mut self, table: TableName) {
+        self.relations.forget(&table);
+        self.rules.insert(table, Rule { suspended: true, ..Rule::default() });
     }
 
     fn tail(&mut self, partition: PartitionIndex, offset: i64, position: Position) {
@@ -363,8 +401,10 @@ impl Pipeline<'_> {
         self.at = change.position.commit_lsn;
         let mut dropped = Vec::new();
         for changed in &change.tables {
+            let rule = self.rules.get(&changed.previous);
+            let gone = drops(changed) && rule == Some(&Rule::GONE);
             // What is copied anew comes as it is then.
-            if self.rules.get(&changed.previous).is_some_and(|rule| left(rule, self.at)) {
+            if !gone && rule.is_some_and(|rule| left(rule, self.at)) {
                 continue;
             }
             if drops(changed) {
@@ -375,7 +415,10 @@ impl Pipeline<'_> {
         }
         if !dropped.is_empty() {
             self.whole_table().await?.drop_tables(&dropped, change).await?;
-            dropped.into_iter().for_each(|table| self.relations.forget(table));
+            for table in dropped {
+                self.relations.forget(table);
+                self.rules.remove(table);
+            }
         }
         if change.last { self.ended(change.position, offset).await } else { Ok(()) }
     }

@@ -1,10 +1,13 @@
-//! A table that is built again while the rest keeps flowing: from a new copy of the source, asked for in the ledger (by all targets
-//! that read it), or from the newest copy that lies in the topics, asked for in the target (by this one).
+//! A table that is built while the rest keeps flowing, again or for the first time: from a new copy of the source, asked for in the
+//! ledger (for all targets that read it), or from the newest copy that lies in the topics, asked for in the target (for this one).
 //!
 //! ```text
-//!  lane      ──────┤ suspends it, empty ├───────(its events passed over)────────┤ pauses ├──── its events again ──>
+//!  lane      ──┤ marker: suspends it, empty ├───(its events passed over)────────┤ pauses ├──── its events again ──>
 //!  this task        loads generation g's chunks ─> replays its topic from the snapshot on ─> the last stretch ┘
 //! ```
+//! The copy of the source begins with a marker in the lane, behind which everything of the table belongs to it; what was before, a
+//! table of the same name perhaps, is applied first. A table that cannot be built stays suspended, with the reason in the target,
+//! and is tried again; the lane goes on.
 //! The table's own topic has all its events; those from the snapshot's point up to the lane's position are applied here,
 //! with progress of their own (`dflux.table_state`). At the end the lane waits, between two transactions, for the stretch
 //! that is left, which is short by then; both are at one position when the table is the lane's again. State is only in the target, so a
@@ -17,13 +20,13 @@ use std::time::{Duration, Instant};
 use changelog::block::ChunkId;
 use changelog::{Joiner, Lsn, Position, TableName};
 use rdkafka::{Message, Offset};
-use service::config;
+use service::{Hint as _, config};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::{Met, Relations};
-use crate::error::{contract, target};
+use crate::error::{Remedy, contract, target};
 use crate::event::{Arena, RawEvent};
 use crate::execute::{Applier, Batch, Scope, prepare};
 use crate::follow::Following;
@@ -36,15 +39,17 @@ use crate::reader::{Queue, Reader, poll};
 use crate::relation::Relation;
 use crate::rule::{self, Rule};
 use crate::target::{Marking, Purpose, lane_row};
-use crate::{Error, observe, reread};
+use crate::{Error, catalog, observe, reread};
 
 /// The lane waits so long at most for the last stretch.
 pub const REJOIN_WITHIN: Duration = Duration::from_secs(30);
 /// A round of the replay as short as this is the last one before the lane is asked to wait.
 const SHORT: Duration = Duration::from_millis(500);
 const POLL: Duration = Duration::from_millis(100);
-/// A request in the target is seen within this time; one in the ledger at once.
+/// A request in the target is seen within this time.
 const LOOKS_EVERY: Duration = Duration::from_secs(1);
+/// What a person has to mend is tried again after this time.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
 
 /// What the lane is asked, between two transactions.
 #[derive(Debug)]
@@ -54,22 +59,33 @@ pub enum Request {
     Suspend { table: TableName, generation: u32, anew: bool, done: oneshot::Sender<()> },
     /// Say where the lane is, wait, and take the table back under its copy's rule.
     Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
+    /// Its copy never comes.
+    Gone { table: TableName },
 }
 
 /// A row of `dflux.table_state`: `requested` (by a person, from the topics), `resyncing` (empty, or half loaded), `rejoining` (being
-/// replayed), `live`.
+/// replayed), `live`, `gone` (the source has no such table).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub table: TableName,
     pub generation: u32,
     pub state: String,
     pub replay_from: Option<Lsn>,
+    /// Of a copy that began while another was loaded.
+    pub next_generation: Option<u32>,
+}
+
+impl State {
+    /// Whether the table is another's than the lane's, or is to be.
+    fn open(&self) -> bool {
+        !matches!(self.state.as_str(), "live" | "gone") || self.next_generation.is_some()
+    }
 }
 
 /// # Errors
 /// `Target`.
 pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<State>, Error> {
-    let sql = "SELECT schema_name, table_name, coalesce(generation, 0), coalesce(state, 'live'), replay_from::text \
+    let sql = "SELECT schema_name, table_name, coalesce(generation, 0), coalesce(state, 'live'), replay_from::text, next_generation \
                FROM dflux.table_state WHERE lane = $1";
     let rows = sqlx::query(sql).bind(lane).fetch_all(connection).await.map_err(target("dflux.table_state"))?;
     let state = |row: &sqlx::postgres::PgRow| -> Result<State, sqlx::Error> {
@@ -78,21 +94,10 @@ pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<Sta
             generation: row.try_get::<i32, _>(2)? as u32,
             state: row.try_get(3)?,
             replay_from: row.try_get::<Option<String>, _>(4)?.and_then(|text| text.parse().ok()),
+            next_generation: row.try_get::<Option<i32>, _>(5)?.map(|generation| generation as u32),
         })
     };
     rows.iter().map(state).collect::<Result<_, _>>().map_err(target("dflux.table_state"))
-}
-
-/// What is to be built: every table that is not the lane's, and those of which a newer copy was asked for. Pure.
-pub fn open(states: &[State], asked: &HashMap<TableName, u32>) -> Vec<(TableName, u32)> {
-    let mut open: HashMap<&TableName, u32> = asked.iter().map(|(table, generation)| (table, *generation)).collect();
-    for state in states {
-        let newest = open.remove(&state.table).unwrap_or(0);
-        if newest > state.generation || state.state != "live" {
-            open.insert(&state.table, newest.max(state.generation));
-        }
-    }
-    open.into_iter().map(|(table, generation)| (table.clone(), generation)).collect()
 }
 
 /// Says of tables whose load took a later copy than the first that they are the lane's.
@@ -118,7 +123,7 @@ pub struct Resyncing {
     pub source_url: String,
 }
 
-/// Watches the ledger and the target and builds again what they ask for, one table at a time. Ends only by an error.
+/// Watches the ledger and the target and builds what they ask for, one table at a time. Ends only by an error.
 pub async fn run(resyncing: Resyncing, mut following: Following, requests: mpsc::Sender<Request>) -> Error {
     match watch(&resyncing, &mut following, &requests).await {
         Ok(never) => match never {},
@@ -133,11 +138,26 @@ async fn watch(
 ) -> Result<std::convert::Infallible, Error> {
     let sessions = &resyncing.loading.sessions;
     let mut connection = sessions.open(Purpose::Heartbeat).await?;
+    let mut failed: HashMap<TableName, Instant> = HashMap::new();
     loop {
         let states = states(&mut connection, &sessions.lane).await?;
-        for (table, generation) in open(&states, &following.ledger.resyncs) {
-            let known = states.iter().find(|state| state.table == table).cloned();
-            one(resyncing, requests, following, known, (table, generation)).await?;
+        for state in states.into_iter().filter(State::open) {
+            let table = state.table.clone();
+            if failed.get(&table).is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
+                continue;
+            }
+            match one(resyncing, requests, following, state).await {
+                Ok(()) => {
+                    failed.remove(&table);
+                }
+                // It is this table's alone: the lane leaves it.
+                Err(error) if error.remedy() == Remedy::Stop => {
+                    observe::resync_failed(&table.to_string(), &error);
+                    note(&mut connection, &sessions.lane, &table, &error).await?;
+                    failed.insert(table, Instant::now());
+                }
+                Err(error) => return Err(error),
+            }
         }
         tokio::select! {
             followed = following.next() => followed?,
@@ -151,28 +171,26 @@ async fn one(
     resyncing: &Resyncing,
     requests: &mpsc::Sender<Request>,
     following: &mut Following,
-    known: Option<State>,
-    (table, generation): (TableName, u32),
+    state: State,
 ) -> Result<(), Error> {
     let loading = &resyncing.loading;
     let lane = &loading.sessions.lane;
     let mut connection = loading.sessions.open(Purpose::Apply).await?;
-    let anew = known.as_ref().is_none_or(|state| state.state != "requested");
-    let begun = |state: &State| state.generation >= generation && state.state != "requested";
-    let mut state = match known.filter(begun) {
-        Some(state) => state,
-        None => {
-            observe::resync(&table.to_string(), generation, "resyncing");
-            let (done, suspended) = oneshot::channel();
-            let request = Request::Suspend { table: table.clone(), generation, anew, done };
-            requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
-            suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
-            State { table: table.clone(), generation, state: "resyncing".into(), replay_from: None }
-        }
-    };
+    let Some(mut state) = begun(resyncing, requests, &mut connection, state).await? else { return Ok(()) };
+    let (table, generation) = (state.table.clone(), state.generation);
     if state.state == "resyncing" {
-        load(resyncing, &mut connection, following, &state).await?;
-        // A table that joins a running lane has no key yet; the replay finds its rows by it.
+        match load(resyncing, &mut connection, following, &state).await? {
+            Loaded::All => {}
+            Loaded::Superseded => return Ok(()),
+            Loaded::Refused(reason) => {
+                set_state(&mut connection, lane, &table, "gone", None).await?;
+                let gone = Request::Gone { table: table.clone() };
+                requests.send(gone).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+                observe::resync(&table.to_string(), generation, &format!("gone: {reason}"));
+                return Ok(());
+            }
+        }
+        // A table that joins a running lane may have no key yet; the replay finds its rows by it.
         let workers = usize::from(resyncing.batch.load_workers);
         let building = Building { sessions: &loading.sessions, migration: &resyncing.migration, workers };
         building.one(&table, following.ledger.plans.get(&(table.clone(), state.generation))).await?;
@@ -205,18 +223,98 @@ async fn one(
     Ok(())
 }
 
+/// The table suspended and empty, unless it is further already. None: somebody else has gone on with it meanwhile.
+async fn begun(
+    resyncing: &Resyncing,
+    requests: &mpsc::Sender<Request>,
+    connection: &mut PgConnection,
+    state: State,
+) -> Result<Option<State>, Error> {
+    let (loading, table) = (&resyncing.loading, &state.table);
+    let lane = &loading.sessions.lane;
+    let replayed = state.state == "requested";
+    let generation = match state.next_generation {
+        Some(next) => next,
+        None if replayed => state.generation,
+        None => return Ok(Some(state)),
+    };
+    observe::resync(&table.to_string(), generation, "resyncing");
+    if replayed || state.state == "live" {
+        let (done, suspended) = oneshot::channel();
+        let request = Request::Suspend { table: table.clone(), generation, anew: !replayed, done };
+        requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+        suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+    } else {
+        // The lane leaves it alone already.
+        let session = loading.sessions.open(Purpose::Apply).await?;
+        let scope = Scope::Table(table.clone());
+        Applier::new(session, Marking::Message, scope, lane, loading.epoch).suspend(table, generation, true).await?;
+    }
+    Ok(states(connection, lane).await?.into_iter().find(|known| known.table == *table))
+}
+
+/// Says in the target that another copy of a table that is being built has begun.
+///
+/// # Errors
+/// `Target`.
+pub async fn supersede(
+    connection: &mut PgConnection,
+    lane: &str,
+    table: &TableName,
+    generation: u32,
+) -> Result<(), Error> {
+    let sql =
+        "UPDATE dflux.table_state SET next_generation = $4 WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
+    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
+}
+
+/// Leaves word of why a table is not built.
+async fn note(connection: &mut PgConnection, lane: &str, table: &TableName, error: &Error) -> Result<(), Error> {
+    let sql = "UPDATE dflux.table_state SET error = $4 WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
+    let text = service::report(error, error.hint());
+    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(text);
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
+}
+
 async fn of_copy(connection: &mut PgConnection, lane: &str, table: &TableName) -> Result<Rule, Error> {
     Ok(rule::of_copies(connection, lane).await?.remove(table).unwrap_or_default())
 }
 
-/// Loads the generation's chunks as the ledger tells where they lie.
+enum Loaded {
+    All,
+    /// Another copy has begun: this one need not be whole any more.
+    Superseded,
+    /// The source cannot give it, for this reason.
+    Refused(String),
+}
+
+/// Makes the table where it is not there, and loads the generation's chunks as the ledger tells where they lie.
 async fn load(
     resyncing: &Resyncing,
     connection: &mut PgConnection,
     following: &mut Following,
     state: &State,
-) -> Result<(), Error> {
-    let lane = &resyncing.loading.sessions.lane;
+) -> Result<Loaded, Error> {
+    let (loading, copy) = (&resyncing.loading, (state.table.clone(), state.generation));
+    let lane = &loading.sessions.lane;
+    // Of a table that is dropped on the source meanwhile the definition is empty.
+    let mut tried = Vec::new();
+    while !catalog::exists(connection, &state.table).await? {
+        match following.ledger.plans.get(&copy).filter(|plan| plan.definition != tried) {
+            Some(plan) => {
+                tried.clone_from(&plan.definition);
+                let session = loading.sessions.open(Purpose::Apply).await?;
+                let scope = Scope::Table(state.table.clone());
+                Applier::new(session, Marking::Message, scope, lane, loading.epoch).make(&state.table, &tried).await?;
+            }
+            None => {
+                if let Some(ended) = further(connection, lane, following, state).await? {
+                    return Ok(ended);
+                }
+            }
+        }
+    }
     let shared = shared_for(connection, lane, (&state.table, state.generation)).await?;
     loop {
         let ledger = &following.ledger;
@@ -224,15 +322,39 @@ async fn load(
         let ids: Vec<ChunkId> = ledger.chunks.keys().filter(wanted).cloned().collect();
         for id in ids {
             if !shared.lock().await.loaded.contains(&id) {
-                range(&resyncing.loading, &shared, &ledger.chunks[&id]).await?;
+                range(loading, &shared, &ledger.chunks[&id]).await?;
             }
         }
         let missing = ledger.missing(&state.table, state.generation, &shared.lock().await.loaded);
         if missing.is_some_and(|missing| missing.is_empty()) {
-            return Ok(());
+            return Ok(Loaded::All);
         }
-        following.next().await?;
+        if let Some(ended) = further(connection, lane, following, state).await? {
+            return Ok(ended);
+        }
     }
+}
+
+/// Waits for what the ledger says next, for a moment. What it comes to if that ends the load.
+async fn further(
+    connection: &mut PgConnection,
+    lane: &str,
+    following: &mut Following,
+    state: &State,
+) -> Result<Option<Loaded>, Error> {
+    if let Some(reason) = following.ledger.refused.get(&(state.table.clone(), state.generation)) {
+        return Ok(Some(Loaded::Refused(reason.clone())));
+    }
+    tokio::select! {
+        followed = following.next() => followed?,
+        () = tokio::time::sleep(LOOKS_EVERY) => {
+            let states = states(connection, lane).await?;
+            if states.iter().any(|known| known.table == state.table && known.next_generation.is_some()) {
+                return Ok(Some(Loaded::Superseded));
+            }
+        }
+    }
+    Ok(None)
 }
 
 async fn set_state(
@@ -242,7 +364,7 @@ async fn set_state(
     state: &str,
     replay_from: Option<Lsn>,
 ) -> Result<(), Error> {
-    let sql = "UPDATE dflux.table_state SET state = $4, replay_from = coalesce($5::pg_lsn, replay_from) WHERE lane = $1 \
+    let sql = "UPDATE dflux.table_state SET state = $4, replay_from = coalesce($5::pg_lsn, replay_from), error = NULL WHERE lane = $1 \
                AND schema_name = $2 AND table_name = $3";
     let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(state);
     let query = query.bind(replay_from.map(|lsn| lsn.to_string()));
@@ -421,26 +543,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_the_lanes_is_built_and_what_has_a_newer_copy_asked_for() {
-        let state = |name: &str, generation, state: &str| State {
-            table: TableName::new("s", name),
-            generation,
-            state: state.into(),
-            replay_from: None,
+    fn what_is_not_the_lanes_is_built_and_what_a_later_copy_has_begun_of() {
+        let open = |state: &str, next_generation| {
+            let table = TableName::new("s", "t");
+            State { table, generation: 1, state: state.into(), replay_from: None, next_generation }.open()
         };
-        let states = [
-            state("live", 1, "live"),
-            state("asked", 1, "live"),
-            state("replay", 0, "requested"),
-            state("half", 2, "resyncing"),
-            state("again", 1, "rejoining"),
-        ];
-        let asked = [("live", 1), ("asked", 2), ("half", 2), ("again", 3), ("new", 1)];
-        let asked = asked.map(|(name, generation)| (TableName::new("s", name), generation)).into_iter().collect();
-        let mut open: Vec<(String, u32)> =
-            open(&states, &asked).into_iter().map(|(table, generation)| (table.name, generation)).collect();
-        open.sort();
-        let expected = [("again", 3), ("asked", 2), ("half", 2), ("new", 1), ("replay", 0)];
-        assert_eq!(open, expected.map(|(name, generation)| (name.to_owned(), generation)));
+        assert!(["requested", "resyncing", "rejoining"].iter().all(|state| open(state, None)));
+        assert!(!open("live", None) && !open("gone", None));
+        assert!(open("live", Some(2)));
     }
 }

@@ -28,6 +28,9 @@ pub struct Snapshot {
 }
 
 impl Rule {
+    /// Of a table that the source has no more, so that its copy never comes: nothing is applied to it.
+    pub const GONE: Rule = Rule { skip_below: Lsn(u64::MAX), suspended: false, tolerant_below: Lsn::ZERO };
+
     /// The rule of a table with these snapshots' rows.
     pub fn of(snapshots: &[Snapshot]) -> Rule {
         let (Some(lowest), Some(highest)) = (snapshots.iter().min(), snapshots.iter().max()) else {

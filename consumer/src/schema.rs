@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS dflux.offset_hint (
 ) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS dflux.table_state (
     lane text, schema_name text, table_name text, generation int, state text, replay_from pg_lsn,
-    PRIMARY KEY (lane, schema_name, table_name)
+    next_generation int, error text, PRIMARY KEY (lane, schema_name, table_name)
 );
 CREATE TABLE IF NOT EXISTS dflux.table_schema (
     lane text, schema_name text, table_name text, schema_id int, commit_lsn pg_lsn, ordinal bigint, part int,

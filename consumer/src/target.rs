@@ -107,7 +107,7 @@ impl Sessions {
         let mut connection = connect.map_err(target("cannot connect"))?;
         let mut settings = service::session::pinned_settings_sql();
         // Progress commits with the rows and Kafka has the events: a commit lost in a crash is applied again.
-        settings.push_str("SET synchronous_commit = off; SET jit = off;");
+        settings.push_str("SET synchronous_commit = off;");
         if purpose == Purpose::Apply {
             // Keys are found by their index however small the table was when the statement was planned, and statements
             // with arrays as parameters gain nothing from being planned anew each time.

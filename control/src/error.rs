@@ -77,6 +77,10 @@ pub enum Error {
     KafkaSlow { brokers: String, what: String, seconds: u64 },
     #[error("resync of {table} as generation {generation} did not finish within {seconds} s")]
     ResyncSlow { table: TableName, generation: u32, seconds: u64 },
+    #[error("{table} cannot be built on the target: {error}")]
+    ResyncFailed { table: TableName, error: String },
+    #[error("{table} is not built: the source does not have it any more")]
+    ResyncGone { table: TableName },
     #[error("cannot write {path}")]
     Write { path: String, source: std::io::Error },
     #[error("the source cannot be prepared")]
@@ -114,6 +118,8 @@ impl Error {
             | Error::NoTopic { .. }
             | Error::KafkaSlow { .. }
             | Error::ResyncSlow { .. }
+            | Error::ResyncFailed { .. }
+            | Error::ResyncGone { .. }
             | Error::Write { .. }
             | Error::Source { .. } => Exit::Failed,
         }
@@ -165,6 +171,8 @@ impl Hint for Error {
             Error::ResyncSlow { .. } => {
                 "dflux status --watch shows how far it is; the request stands, it needs no repetition".into()
             }
+            Error::ResyncFailed { .. } => "mend that on the target; it is tried again by itself".into(),
+            Error::ResyncGone { .. } => "DROP the table on the target, or rename it as on the source".into(),
             Error::Write { .. } => "choose a file that can be written".into(),
             Error::Source { hint, .. } => return hint.clone(),
             Error::Unconfirmed => "dflux cleanup --yes".into(),

@@ -75,7 +75,8 @@ async fn ask_producer(
 ) -> Result<(), Error> {
     let registry = RegistryClient::new(&config.registry.url);
     let schema = registry.register(&format!("{topic}-value"), ledger::SCHEMA).await?;
-    let record = LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation });
+    let token = uuid::Uuid::new_v4().simple().to_string();
+    let record = LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token });
     let mut value = Vec::new();
     record.encode(schema, &mut value);
     kafka.put(topic, &record.key(), &value).await
@@ -172,6 +173,14 @@ async fn rejoined(
     loop {
         let held = loaded(target, &config.migration.name).await?;
         let of_table = held.get(table).into_iter().flatten();
+        if let Some(error) =
+            of_table.clone().filter(|held| held.generation >= generation).find_map(|held| held.error.clone())
+        {
+            return Err(Error::ResyncFailed { table: table.clone(), error });
+        }
+        if of_table.clone().any(|held| held.generation >= generation && held.state == "gone") {
+            return Err(Error::ResyncGone { table: table.clone() });
+        }
         if of_table.clone().any(|held| held.generation >= generation && held.state == "live") {
             println!("done: {table} is live again");
             return Ok(());
@@ -196,7 +205,11 @@ mod tests {
             let table = TableName::new(schema, name);
             LedgerRecord::TableCopied(TableCopied { table, generation, chunks: 1, row_count: 0, snapshot_lsn: Lsn(1) })
         };
-        let asked = LedgerRecord::ResyncRequested(ResyncRequested { table: TableName::new("a", "t"), generation: 2 });
+        let asked = LedgerRecord::ResyncRequested(ResyncRequested {
+            table: TableName::new("a", "t"),
+            generation: 2,
+            token: String::new(),
+        });
         let records =
             [copied_as("a", "t", 0), copied_as("a", "t", 1), asked, copied_as("b", "t", 0), copied_as("b", "u", 0)];
         assert_eq!(copied(&records, "a.t").unwrap(), (TableName::new("a", "t"), 1));

@@ -166,7 +166,8 @@ impl Error {
 fn transient(error: &tokio_postgres::Error) -> bool {
     match error.code().map(|code| code.code()) {
         None => error.is_closed() || std::error::Error::source(error).is_some_and(|cause| cause.is::<std::io::Error>()),
-        Some("57P01" | "57P02" | "57P03" | "57P05" | "53300" | "55P03" | "40001" | "40P01") => true,
+        // A table that was dropped or renamed meanwhile: a new session reads which there are.
+        Some("57P01" | "57P02" | "57P03" | "57P05" | "53300" | "55P03" | "40001" | "40P01" | "42P01") => true,
         Some(code) => code.starts_with("08"),
     }
 }
@@ -266,7 +267,6 @@ fn source_hint(error: &tokio_postgres::Error) -> Option<String> {
              ALTER ROLE role BYPASSRLS, or ALTER TABLE … NO FORCE ROW LEVEL SECURITY"
                 .into(),
         ),
-        Some("42P01") => Some("the table was dropped or renamed: start again, or put it into [migration] exclude".into()),
         _ => server.and_then(|error| error.hint()).map(str::to_owned),
     }
 }

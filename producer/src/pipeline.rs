@@ -21,7 +21,7 @@ use service::program::Context;
 use service::retry::Backoff;
 use service::telemetry::Health;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -179,6 +179,7 @@ async fn session(
         timeline: begun.identity.timeline,
         reply,
     });
+    let (new, joining) = mpsc::channel(1);
     let backfill = backfill::run(backfill::Start {
         lane: lane.clone(),
         publisher: publishers.tracked.clone(),
@@ -194,6 +195,7 @@ async fn session(
             .copied()
             .ok_or_else(|| Error::TopicLost { topic: lane.topics.snapshot(), what: "it does not exist".into() })?,
         first_attempt,
+        new: joining,
     });
     // Every task ends only with an error, or with the shutdown. They end together.
     let mut tasks = JoinSet::new();
@@ -201,7 +203,7 @@ async fn session(
     tasks.spawn(stream.run());
     tasks.spawn_on(backfill, process);
     tasks.spawn_on(markers::run(lane.clone()), process);
-    tasks.spawn_on(watching::run(lane.clone()), process);
+    tasks.spawn_on(watching::run(lane.clone(), new), process);
     tasks.spawn_on(sequences::run(lane.clone()), process);
     process.spawn(register_all(lane.clone(), begun.selection.clone()));
     let publishers_failed = publishers.clone();

@@ -1,11 +1,12 @@
-//! A look at the source every few seconds: tables that match and are not published, identities that were taken away, and the
-//! WAL that the slot holds back.
+//! A look at the source every few seconds: tables that match and are not published (they join, if they may), identities that were
+//! taken away, and the WAL that the slot holds back.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use changelog::TableName;
+use changelog::{Lane as Direction, TableName};
+use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
 use crate::error::Error;
@@ -20,17 +21,17 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const PAUSE_FACTOR: u32 = 20;
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Looks for ever.
+/// Looks for ever, and tells `new` of the tables that match and are not published.
 ///
 /// # Errors
 /// What trying again does not mend.
-pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
+pub async fn run(lane: Arc<Lane>, new: mpsc::Sender<Vec<TableName>>) -> Result<(), Error> {
     let mut said: HashSet<TableName> = HashSet::new();
     let mut session = KeptSession::new(lane.clone(), "look at the source", INTERVAL);
     loop {
         let began = Instant::now();
         let outcome = match session.client().await {
-            Ok(client) => look(&lane, client, &mut said).await,
+            Ok(client) => look(&lane, client, &new, &mut said).await,
             Err(error) => Err(error),
         };
         let rest = || (began.elapsed() * PAUSE_FACTOR).clamp(INTERVAL, PAUSE_MAX);
@@ -38,16 +39,30 @@ pub async fn run(lane: Arc<Lane>) -> Result<(), Error> {
     }
 }
 
-async fn look(lane: &Lane, client: &Client, said: &mut HashSet<TableName>) -> Result<(), Error> {
+async fn look(
+    lane: &Lane,
+    client: &Client,
+    new: &mpsc::Sender<Vec<TableName>>,
+    said: &mut HashSet<TableName>,
+) -> Result<(), Error> {
     observe::set(observe::RETAINED, slot::retained(client, &lane.slot).await? as f64);
     let selection = catalog::select(&catalog::all_tables(client).await?, &lane.config.migration);
     let Some(published) = publication::published(client, &lane.publication).await? else { return Ok(()) };
     let published: HashSet<TableName> = published.into_iter().collect();
     let missing = unpublished(&selection, &published);
     observe::set(observe::UNPUBLISHED, missing.len() as f64);
-    for table in missing {
-        if said.insert(table.clone()) {
-            tracing::warn!(%table, hint = format!("dflux resync {table}"), "table matches and is not published: it is not migrated");
+    // The reverse lane's tables are the forward lane's.
+    if lane.direction == Direction::Forward && lane.config.migration.join_new_tables {
+        if !missing.is_empty() {
+            // While others are copied nobody takes it, and the next look says it again.
+            let _full = new.try_send(missing);
+        }
+    } else {
+        for table in missing {
+            if said.insert(table.clone()) {
+                let hint = format!("dflux resync {table}");
+                tracing::warn!(%table, hint, "table matches and is not published: it is not migrated");
+            }
         }
     }
     for (table, reason) in selection.left_out.iter().filter(|(table, _)| published.contains(table)) {

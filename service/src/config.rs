@@ -44,6 +44,8 @@ pub struct Migration {
     /// `schema.table` patterns, `*` stands for any characters.
     pub tables: Vec<String>,
     pub exclude: Vec<String>,
+    /// Whether tables that match and are created while the migration runs become part of it by themselves.
+    pub join_new_tables: bool,
     pub slot: String,
     pub publication: String,
 }
@@ -54,6 +56,7 @@ impl Default for Migration {
             name: "dflux".into(),
             tables: vec!["public.*".into()],
             exclude: Vec::new(),
+            join_new_tables: true,
             slot: "dflux_migration_slot".into(),
             publication: "dflux_migration".into(),
         }

@@ -22,7 +22,7 @@ use crate::config::without_password;
 /// `(name, value)` of every pinned setting. `extra_float_digits` 1 gives the shortest exact digits since PostgreSQL 12; the
 /// time-outs are ours to decide, not the database's defaults. `row_security` off: a row that a policy hides from us is an error
 /// that names the table, where it would silently be missing in the copy.
-pub const PINNED_SETTINGS: [(&str, &str); 13] = [
+pub const PINNED_SETTINGS: [(&str, &str); 14] = [
     ("client_encoding", "UTF8"),
     ("DateStyle", "ISO, YMD"),
     ("IntervalStyle", "postgres"),
@@ -36,6 +36,8 @@ pub const PINNED_SETTINGS: [(&str, &str); 13] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    // Questions of the catalog are long and their answers short: compiling one takes seconds.
+    ("jit", "off"),
 ];
 
 /// Puts time-outs off that not every version has (`transaction_timeout` came with 17): an unknown one cannot be SET.

@@ -555,5 +555,8 @@ fn status_follows_the_lane_and_resync_asks_for_the_next_generation() {
         .unwrap();
     assert_eq!(status()["unpublished"], serde_json::json!(["public.latecomer"]));
     let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
+    assert!(said.stdout.contains("not published yet: public.latecomer\n  hint: none needed"), "{said:?}");
+    migration.configure(&[("migration", "join_new_tables", false.into())]).unwrap();
+    let said = dflux(&migration, ["status"]).expect_code(0).unwrap();
     assert!(said.stdout.contains("hint: dflux prepare, then dflux resync public.latecomer"), "{said:?}");
 }

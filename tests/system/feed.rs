@@ -359,6 +359,7 @@ impl Feed {
             bounds: (1..chunks).map(|bound| vec![bound.to_string()]).collect(),
             estimated_rows: rows,
             estimated_bytes: rows * 10,
+            definition: Vec::new(),
         }));
         let snapshot_lsn = self.consistent_point;
         self.ledger(LedgerRecord::TableCopied(TableCopied {
@@ -419,9 +420,12 @@ impl Feed {
         self.target.value("SELECT l::text FROM dflux.lane l").unwrap_or_default()
     }
 
-    pub fn resync(&self, table: &str, generation: u32) {
+    pub fn resync(&mut self, table: &str, generation: u32) {
+        let token = format!("{table} {generation}");
+        let begins = changelog::ledger::begins(&token);
         let table = TableName::new("public", table);
-        self.ledger(LedgerRecord::ResyncRequested(ResyncRequested { table, generation }));
+        self.ledger(LedgerRecord::ResyncRequested(ResyncRequested { table, generation, token }));
+        self.marker(&begins);
     }
 
     /// The ledger's word on a chunk that lies somewhere in its partition.

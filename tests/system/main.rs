@@ -10,6 +10,7 @@ mod crash;
 mod evolving;
 mod fanout;
 mod feed;
+mod joining;
 mod large;
 mod moving;
 mod pacing;

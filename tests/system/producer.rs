@@ -533,15 +533,19 @@ fn no_write_of_the_application_fails_whatever_its_tables_look_like() {
 
 #[test]
 fn a_table_created_later_joins_by_a_resync_and_is_copied_exactly() {
-    let running = Running::start("joining", "CREATE TABLE t (id int PRIMARY KEY)", &[]);
+    let by_request = [("migration", "join_new_tables", false.into())];
+    let running = Running::start("joining", "CREATE TABLE t (id int PRIMARY KEY)", &by_request);
     let source = &running.source;
     source
         .run("CREATE TABLE later (a int, b text); INSERT INTO later SELECT g % 3, 'x' FROM generate_series(1, 700) g")
         .unwrap();
     let topics = Topics::new(&running.migration.name, changelog::Lane::Forward);
     let table = changelog::TableName::new("public", "later");
-    let request =
-        LedgerRecord::ResyncRequested(changelog::ledger::ResyncRequested { table: table.clone(), generation: 1 });
+    let request = LedgerRecord::ResyncRequested(changelog::ledger::ResyncRequested {
+        table: table.clone(),
+        generation: 1,
+        token: "asked".into(),
+    });
     let (mut value, broker) = (Vec::new(), &stack::shared().unwrap().broker);
     request.encode(1, &mut value);
     broker.put(&topics.ledger(), 0, Some(request.key().as_bytes()), Some(&value)).unwrap();

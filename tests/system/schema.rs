@@ -41,6 +41,13 @@ fn status(migration: &Migration) -> serde_json::Value {
     serde_json::from_str(&said.stdout).unwrap()
 }
 
+/// New tables come when they are asked for.
+fn by_request(label: &str) -> Migration {
+    let migration = Migration::shared(label).unwrap();
+    migration.configure(&[("migration", "join_new_tables", false.into())]).unwrap();
+    migration
+}
+
 fn running(migration: &Migration) -> (Service, Service) {
     dflux(migration, ["prepare"]).expect_code(0).unwrap();
     let services = ["producer", "consumer"].map(|program| migration.service(program).start().unwrap());
@@ -57,7 +64,7 @@ fn assert_says(said: &Said, parts: &[&str]) {
 
 #[test]
 fn a_step_waits_for_the_rows_and_the_key_of_every_table_that_it_needs() {
-    let migration = Migration::shared("waits").unwrap();
+    let migration = by_request("waits");
     let (source, target) = (migration.source().unwrap(), migration.target().unwrap());
     source.run("CREATE TABLE orders (id int PRIMARY KEY, later int); INSERT INTO orders VALUES (1, NULL)").unwrap();
     let services = running(&migration);
@@ -137,7 +144,7 @@ fn a_step_counts_as_done_only_when_its_own_work_is_there() {
 
 #[test]
 fn a_partition_that_is_made_while_the_lane_runs_is_told_and_none_of_its_rows_is_lost() {
-    let migration = Migration::shared("newpart").unwrap();
+    let migration = by_request("newpart");
     let (source, target) = (migration.source().unwrap(), migration.target().unwrap());
     source
         .run(

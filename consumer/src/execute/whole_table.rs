@@ -1,20 +1,27 @@
 //! What is done to a table as a whole, in the lane's order: it is emptied for another copy, or altered as the source's was.
 
-use changelog::table::quote_identifier;
+use changelog::table::{quote_identifier, schema_sql};
 use changelog::{Position, SchemaChange, TableName};
 use sqlx::Connection;
 
 use super::Applier;
 use crate::catalog::Alteration;
-use crate::error::{target, transient};
+use crate::error::{code, target, transient};
 use crate::evolve::Refusal;
 use crate::target::run;
 use crate::{Error, catalog, observe};
 
+/// SQLSTATEs that say: it is there already.
+const THERE: [&str; 4] = ["42P06", "42P07", "42710", "42P16"];
 /// A change of a table waits so long for the sessions that read it, and is then tried again: others would queue behind it.
 const ALTER_WITHIN: &str = "SET LOCAL lock_timeout = '5s'";
 
 impl Applier {
+    /// `<migration>/<lane>`.
+    pub fn lane(&self) -> &str {
+        &self.lane
+    }
+
     /// Empties a table of which a copy will be loaded, and says so in the target: from here on the lane leaves it alone.
     /// `anew`: the copy was made after what the table was last known to be like.
     ///
@@ -22,10 +29,16 @@ impl Applier {
     /// `Target`, `Fenced`.
     pub async fn suspend(&mut self, table: &TableName, generation: u32, anew: bool) -> Result<(), Error> {
         self.begin().await?;
-        // Not TRUNCATE, which a foreign key of another table forbids.
-        let rows = catalog::table(&mut self.connection, table).await?.rows_of(table);
-        let sql = format!("DELETE FROM {rows}");
-        run(&mut self.connection, &sql).await.map_err(target(format!("emptying {table}")))?;
+        match catalog::table(&mut self.connection, table).await {
+            Ok(there) => {
+                // Not TRUNCATE, which a foreign key of another table forbids.
+                let sql = format!("DELETE FROM {}", there.rows_of(table));
+                run(&mut self.connection, &sql).await.map_err(target(format!("emptying {table}")))?;
+            }
+            // It is new; the copy brings its definition.
+            Err(Error::TableMissing { .. }) => {}
+            Err(error) => return Err(error),
+        }
         let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
         query.execute(&mut self.connection).await.map_err(target("dflux.incomplete"))?;
@@ -42,9 +55,34 @@ impl Applier {
         }
         let sql = "INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) \
                    VALUES ($1, $2, $3, $4, 'resyncing') ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
-                   generation = excluded.generation, state = excluded.state, replay_from = NULL";
+                   generation = excluded.generation, state = excluded.state, replay_from = NULL, next_generation = NULL, error = NULL";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
         query.execute(&mut self.connection).await.map_err(target("dflux.table_state"))?;
+        self.still_leading().await?;
+        run(&mut self.connection, "COMMIT").await.map_err(target("the commit"))?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Makes a table that is not there, with what it needs. What of that is there stays as it is.
+    ///
+    /// # Errors
+    /// `Unmade` with the statement.
+    pub async fn make(&mut self, table: &TableName, definition: &[String]) -> Result<(), Error> {
+        self.begin().await?;
+        run(&mut self.connection, ALTER_WITHIN).await.map_err(target("SET lock_timeout"))?;
+        for statement in definition {
+            run(&mut self.connection, "SAVEPOINT part").await.map_err(target("SAVEPOINT"))?;
+            if let Err(source) = run(&mut self.connection, statement).await {
+                if !code(&source).is_some_and(|code| THERE.contains(&code.as_str())) {
+                    let _ = run(&mut self.connection, "ROLLBACK").await;
+                    self.open = false;
+                    let (table, statement) = (table.to_string().into(), statement.as_str().into());
+                    return Err(Error::Unmade { table, statement, source });
+                }
+                run(&mut self.connection, "ROLLBACK TO part").await.map_err(target("ROLLBACK TO"))?;
+            }
+        }
         self.still_leading().await?;
         run(&mut self.connection, "COMMIT").await.map_err(target("the commit"))?;
         self.open = false;
@@ -76,7 +114,8 @@ impl Applier {
                 "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
                 "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
                 // The copies that the ledger knows of are none of a later table's.
-                "UPDATE dflux.table_state SET state = 'live', replay_from = NULL WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+                "UPDATE dflux.table_state SET state = 'live', replay_from = NULL, next_generation = NULL, error = NULL \
+                 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             ] {
                 let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
                 query.execute(&mut self.connection).await.map_err(target("what is known of a dropped table"))?;
@@ -94,10 +133,7 @@ impl Applier {
         if catalog::exists(&mut self.connection, table).await? {
             return Ok(());
         }
-        let statements = [
-            format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(&table.schema)),
-            format!("CREATE TABLE {} PARTITION OF {of}", table.quoted()),
-        ];
+        let statements = [schema_sql(&table.schema), format!("CREATE TABLE {} PARTITION OF {of}", table.quoted())];
         if !self.open {
             self.begin().await?;
         }
@@ -123,7 +159,7 @@ impl Applier {
         if catalog::exists(&mut self.connection, from).await? || !catalog::exists(&mut self.connection, to).await? {
             let mut named = from.clone();
             if from.schema != to.schema {
-                statements.push(format!("CREATE SCHEMA IF NOT EXISTS {}", quote_identifier(&to.schema)));
+                statements.push(schema_sql(&to.schema));
                 statements.push(format!("ALTER TABLE {} SET SCHEMA {}", named.quoted(), quote_identifier(&to.schema)));
                 named.schema.clone_from(&to.schema);
             }

@@ -33,6 +33,9 @@ pub struct Status {
     pub lanes: Vec<LaneStatus>,
     /// Tables that the patterns select and the publication lacks: created later, or partitions of a table without a key.
     pub unpublished: Vec<String>,
+    /// Whether those join by themselves.
+    #[serde(skip)]
+    joins: bool,
     /// Partitions of published tables that the target has no place for: the lane stops at their first row.
     pub missing_partitions: Vec<String>,
     /// Partitions of the target that the source dropped or detached: their rows stay.
@@ -184,6 +187,7 @@ impl<'a> Reader<'a> {
             phase,
             lanes,
             unpublished,
+            joins: self.config.migration.join_new_tables,
             missing_partitions: missing,
             left_over_partitions: left_over,
             unreachable,
@@ -299,21 +303,22 @@ fn lane_status(
 /// Chunks and rows that the target has, by table and generation, and the table's state.
 pub(crate) async fn loaded(target: &Database, migration: &str) -> Result<BTreeMap<TableName, Vec<Loaded>>, Error> {
     let lane = format!("{migration}/forward");
-    let sql = "SELECT schema_name, table_name, generation, count(*)::bigint, coalesce(sum(row_count), 0)::bigint, ''
+    let sql =
+        "SELECT schema_name, table_name, generation, count(*)::bigint, coalesce(sum(row_count), 0)::bigint, '', NULL
         FROM dflux.chunk WHERE lane = $1 GROUP BY 1, 2, 3
-      UNION ALL SELECT schema_name, table_name, coalesce(generation, -1), 0, 0, coalesce(state, '')
+      UNION ALL SELECT schema_name, table_name, coalesce(generation, -1), 0, 0, coalesce(state, ''), error
         FROM dflux.table_state WHERE lane = $1";
     let mut loaded: BTreeMap<TableName, Vec<Loaded>> = BTreeMap::new();
     for row in target.rows("its chunks", sql, &[&lane]).await? {
         let table = TableName::new(target.get::<String>(&row, 0)?, target.get::<String>(&row, 1)?);
         let generation = u32::try_from(target.get::<i32>(&row, 2)?).unwrap_or(0);
         let (chunks, rows): (i64, i64) = (target.get(&row, 3)?, target.get(&row, 4)?);
-        let state: String = target.get(&row, 5)?;
+        let (state, error): (String, Option<String>) = (target.get(&row, 5)?, target.get(&row, 6)?);
         let held = loaded.entry(table).or_default();
         match held.iter_mut().find(|held| held.generation == generation) {
-            Some(held) if !state.is_empty() => held.state = state,
+            Some(held) if !state.is_empty() => (held.state, held.error) = (state, error),
             Some(held) => (held.chunks, held.rows) = (chunks as u32, rows as u64),
-            None => held.push(Loaded { generation, chunks: chunks as u32, rows: rows as u64, state }),
+            None => held.push(Loaded { generation, chunks: chunks as u32, rows: rows as u64, state, error }),
         }
     }
     Ok(loaded)
@@ -321,8 +326,11 @@ pub(crate) async fn loaded(target: &Database, migration: &str) -> Result<BTreeMa
 
 /// What came or went since the migration began, each with the command that brings both sides together.
 fn differences(status: &Status) -> Vec<(String, String)> {
-    let unpublished = status.unpublished.iter().map(|table| {
-        (format!("not published, so not migrated: {table}"), format!("dflux prepare, then dflux resync {table}"))
+    let unpublished = status.unpublished.iter().map(|table| match status.joins {
+        true => (format!("not published yet: {table}"), "none needed: it joins while the producer runs".into()),
+        false => {
+            (format!("not published, so not migrated: {table}"), format!("dflux prepare, then dflux resync {table}"))
+        }
     });
     let missing = status.missing_partitions.iter().map(|partition| {
         (format!("the target lacks partition {partition}: the lane stops at its first row"), "dflux prepare".into())
@@ -373,6 +381,9 @@ pub(crate) fn text(status: &Status) -> String {
                     "    {}: {}/{} {}",
                     table.table, table.chunks_loaded, table.chunks_planned, table.state
                 );
+                if let Some(error) = &table.error {
+                    let _ = writeln!(out, "      {}", error.replace('\n', "\n      "));
+                }
             }
         }
         if lane.diverged > 0 {

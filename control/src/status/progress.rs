@@ -18,8 +18,10 @@ pub struct TableProgress {
     pub rows_loaded: u64,
     pub bytes_estimated: u64,
     pub bytes_copied: u64,
-    /// `live`, `requested`, `resyncing`, `rejoining`; empty where the target has not said.
+    /// `live`, `requested`, `resyncing`, `rejoining`, `gone`; empty where the target has not said.
     pub state: String,
+    /// Why it is not built, and what to do; it is tried again.
+    pub error: Option<String>,
 }
 
 impl TableProgress {
@@ -61,6 +63,7 @@ pub struct Loaded {
     pub chunks: u32,
     pub rows: u64,
     pub state: String,
+    pub error: Option<String>,
 }
 
 /// Puts ledger and target side by side. Records of older generations count for nothing.
@@ -81,7 +84,7 @@ pub fn fold(ledger: &[LedgerRecord], loaded: &BTreeMap<TableName, Vec<Loaded>>) 
                 newest(&mut tables, &request.table, request.generation);
             }
             LedgerRecord::BackfillCompleted(_) => backfill.completed = true,
-            LedgerRecord::Chunk(_) | LedgerRecord::TableCopied(_) => {}
+            LedgerRecord::Chunk(_) | LedgerRecord::TableCopied(_) | LedgerRecord::ResyncRefused(_) => {}
         }
     }
     // Of a chunk that was written down twice only the last state counts, as compaction would leave it.
@@ -105,6 +108,7 @@ pub fn fold(ledger: &[LedgerRecord], loaded: &BTreeMap<TableName, Vec<Loaded>>) 
             }
             if !held.state.is_empty() {
                 table.state.clone_from(&held.state);
+                table.error.clone_from(&held.error);
             }
         }
         table.table = name.to_string();
@@ -166,6 +170,7 @@ mod tests {
             bounds: vec![vec!["1".into()]; chunks - 1],
             estimated_rows: 1000,
             estimated_bytes: 5000,
+            definition: Vec::new(),
         })
     }
 
@@ -195,7 +200,7 @@ mod tests {
         ];
         let loaded = BTreeMap::from([(
             table.clone(),
-            vec![Loaded { generation: 0, chunks: 1, rows: 400, state: String::new() }],
+            vec![Loaded { generation: 0, chunks: 1, rows: 400, ..Loaded::default() }],
         )]);
         let backfill = fold(&ledger, &loaded);
         assert!(backfill.completed);
@@ -212,7 +217,9 @@ mod tests {
     #[test]
     fn a_request_gets_a_generation_above_all_others() {
         let (table, other) = (TableName::new("public", "t"), TableName::new("public", "u"));
-        let request = |generation| LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation });
+        let request = |generation| {
+            LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token: String::new() })
+        };
         assert_eq!(next_generation(&[plan(&table, 0, 1), plan(&other, 7, 1)], &table), 1);
         assert_eq!(next_generation(&[request(3), plan(&table, 2, 1)], &table), 4);
     }

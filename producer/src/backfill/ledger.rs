@@ -1,11 +1,11 @@
 //! The ledger: what was planned, what is finished, what was asked for. The state is a pure fold of the records.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use changelog::block::ChunkId;
-use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested, TableCopied};
+use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRefused, ResyncRequested, TableCopied};
 use changelog::{LedgerRecord, TableName};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -26,6 +26,7 @@ pub struct Ledger {
     pub copied: HashMap<Copy, TableCopied>,
     pub completed: Option<BackfillCompleted>,
     pub resyncs: Vec<ResyncRequested>,
+    pub refused: HashSet<Copy>,
 }
 
 impl Ledger {
@@ -53,13 +54,32 @@ impl Ledger {
                     self.resyncs.push(request);
                 }
             }
+            LedgerRecord::ResyncRefused(ResyncRefused { table, generation, .. }) => {
+                self.refused.insert((table, generation));
+            }
         }
     }
 
     /// Requests that have not been carried out, oldest first.
     pub fn open_resyncs(&self) -> Vec<ResyncRequested> {
-        let open = |request: &&ResyncRequested| !self.copied.contains_key(&(request.table.clone(), request.generation));
-        self.resyncs.iter().filter(open).cloned().collect()
+        self.resyncs.iter().filter(|request| self.is_open(request)).cloned().collect()
+    }
+
+    pub fn is_open(&self, request: &ResyncRequested) -> bool {
+        let copy = (request.table.clone(), request.generation);
+        !self.copied.contains_key(&copy) && !self.refused.contains(&copy)
+    }
+
+    /// Whether the table was ever to be copied.
+    pub fn knows(&self, table: &TableName) -> bool {
+        self.plans.keys().any(|(planned, _)| planned == table)
+    }
+
+    /// The generation that a new request gets.
+    pub fn next_generation(&self, table: &TableName) -> u32 {
+        let planned = self.plans.keys().filter(|(planned, _)| planned == table).map(|(_, generation)| *generation);
+        let asked = self.resyncs.iter().filter(|request| request.table == *table).map(|request| request.generation);
+        planned.chain(asked).max().map_or(1, |newest| newest + 1)
     }
 }
 
@@ -139,11 +159,19 @@ mod tests {
     #[test]
     fn a_request_is_open_until_its_generation_is_copied() {
         let table = TableName::new("public", "t");
-        let request = |generation| LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation });
+        let request = |generation: u32| {
+            let token = generation.to_string();
+            LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token })
+        };
         let copied = TableCopied { table: table.clone(), generation: 1, chunks: 1, row_count: 5, snapshot_lsn: Lsn(9) };
         let ledger = Ledger::of(vec![request(1), request(1), request(2), LedgerRecord::TableCopied(copied)]);
         let open = ledger.open_resyncs();
         assert_eq!(open.len(), 1);
         assert_eq!(open[0].generation, 2);
+        let mut ledger = ledger;
+        assert_eq!(ledger.next_generation(&table), 3);
+        let refused = ResyncRefused { table, generation: 2, reason: "it is gone".into() };
+        ledger.take(LedgerRecord::ResyncRefused(refused));
+        assert!(ledger.open_resyncs().is_empty());
     }
 }

@@ -16,11 +16,11 @@ pub mod plan;
 pub mod snapshot;
 pub mod throttle;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use changelog::block::ChunkId;
-use changelog::ledger::{BackfillCompleted, Plan, ResyncRequested, TableCopied};
+use changelog::ledger::{self as records, BackfillCompleted, Plan, ResyncRefused, ResyncRequested, TableCopied};
 use changelog::{LedgerRecord, Lsn, TableName};
 use service::retry::Backoff;
 use tokio::sync::{Mutex, mpsc};
@@ -29,11 +29,11 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::observe;
 use crate::publish::{Outstanding, TrackedPublisher};
 use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
-use crate::source::{self, identity, publication};
+use crate::source::{self, definition, identity, publication, schema_trigger};
 use crate::topics::{Made, Wanted};
+use crate::{markers, observe};
 use copy::{Job, Read, Under, Worker};
 use ledger::Ledger;
 use plan::ChunkSize;
@@ -59,6 +59,8 @@ pub struct Start {
     /// The snapshot topic.
     pub topic: Made,
     pub first_attempt: u32,
+    /// Tables that match and are not published: [`crate::watch`] tells of them again and again.
+    pub new: mpsc::Receiver<Vec<TableName>>,
 }
 
 struct Backfill {
@@ -71,6 +73,8 @@ struct Backfill {
     ledger: Ledger,
     /// Records of the ledger that need not be waited for one by one.
     noted: Arc<Outstanding>,
+    /// Tables of which was said why they do not join.
+    said: HashSet<TableName>,
 }
 
 /// Copies what is not copied, then waits for re-syncs, for ever.
@@ -79,7 +83,7 @@ struct Backfill {
 /// The source or Kafka failed; a new run goes on at the first unfinished chunk.
 pub async fn run(start: Start) -> Result<(), Error> {
     let requests = ledger::follow(&start.lane, start.ledger_offset)?;
-    let Start { lane, publisher, throttle, selection, consistent_point, snapshot, ledger, .. } = start;
+    let Start { lane, publisher, throttle, selection, consistent_point, snapshot, ledger, new, .. } = start;
     let shared = Arc::new(Shared::new(lane.clone(), snapshot));
     let workers = (0..start.topic.partitions).map(|partition| {
         let (partition, snapshots) = (i32::try_from(partition).unwrap_or(0), shared.clone());
@@ -96,13 +100,14 @@ pub async fn run(start: Start) -> Result<(), Error> {
         throttle,
         ledger,
         noted: Arc::default(),
+        said: HashSet::new(),
     };
     match &backfill.ledger.completed {
         Some(completed) => tracing::info!(exact_from = %completed.exact_from, "backfill completed by an earlier run"),
         None => backfill.initial(&selection, consistent_point).await?,
     }
     shared.release().await;
-    backfill.resyncs(requests).await
+    backfill.resyncs(requests, new).await
 }
 
 impl Backfill {
@@ -210,7 +215,13 @@ impl Backfill {
         leaves: &HashMap<u32, Vec<u32>>,
     ) -> Result<Vec<Job>, Error> {
         let copy = (table.name.clone(), generation);
-        let known = self.ledger.plans.get(&copy).filter(|plan| plan.key == table.key).cloned();
+        // The initial copy's tables are made by `dflux prepare`.
+        let definition = match generation {
+            0 => Vec::new(),
+            _ => definition::statements(client, table.oid).await?,
+        };
+        let known = self.ledger.plans.get(&copy);
+        let known = known.filter(|plan| plan.key == table.key && plan.definition == definition).cloned();
         let own = vec![table.oid];
         let files: Arc<[u32]> = match table.kind {
             TableKind::Partitioned => leaves.get(&table.oid).cloned().unwrap_or_default().into(),
@@ -218,7 +229,7 @@ impl Backfill {
         };
         let plan = match known {
             Some(plan) => plan,
-            None => self.make_plan(client, table, &files, generation).await?,
+            None => self.make_plan(client, table, &files, (generation, definition)).await?,
         };
         observe::add_planned(u64::from(plan.chunks()), plan.estimated_rows);
         let plan = Arc::new(plan);
@@ -250,7 +261,7 @@ impl Backfill {
         client: &Client,
         table: &Table,
         files: &[u32],
-        generation: u32,
+        (generation, definition): (u32, Vec<String>),
     ) -> Result<Plan, Error> {
         let doing = format!("sample the keys of {}", table.name);
         let settings = &self.lane.config.producer;
@@ -272,6 +283,7 @@ impl Backfill {
             bounds,
             estimated_rows: table.estimated_rows,
             estimated_bytes: table.estimated_bytes,
+            definition,
         };
         tracing::debug!(table = %plan.table, chunks = plan.chunks(), rows = plan.estimated_rows, "table planned");
         self.record(LedgerRecord::Plan(plan.clone())).await?;
@@ -314,61 +326,120 @@ impl Backfill {
         self.note(LedgerRecord::TableCopied(copied)).await
     }
 
-    /// One after the other: open ones first, then as they are asked for.
-    async fn resyncs(&mut self, mut requests: mpsc::UnboundedReceiver<ResyncRequested>) -> Result<(), Error> {
-        for request in self.ledger.open_resyncs() {
-            self.resync(&request).await?;
+    /// Open ones first, then as they are asked for, and as tables come; those that are there at once are copied together.
+    async fn resyncs(
+        &mut self,
+        mut requests: mpsc::UnboundedReceiver<ResyncRequested>,
+        mut new: mpsc::Receiver<Vec<TableName>>,
+    ) -> Result<(), Error> {
+        let mut asked = self.ledger.open_resyncs();
+        loop {
+            self.resync(asked).await?;
+            asked = tokio::select! {
+                request = requests.recv() => {
+                    let first = request.ok_or_else(|| Error::Task { what: "reading the ledger ended".into() })?;
+                    let mut asked = vec![first];
+                    while let Ok(request) = requests.try_recv() {
+                        asked.push(request);
+                    }
+                    asked.iter().for_each(|request| self.ledger.take(LedgerRecord::ResyncRequested(request.clone())));
+                    asked.retain(|request| self.ledger.is_open(request));
+                    asked
+                }
+                Some(tables) = new.recv() => self.join(&tables).await?,
+            };
         }
-        while let Some(request) = requests.recv().await {
-            let copy = (request.table.clone(), request.generation);
-            self.ledger.take(LedgerRecord::ResyncRequested(request.clone()));
-            if !self.ledger.copied.contains_key(&copy) {
-                self.resync(&request).await?;
-            }
-        }
-        Err(Error::Task { what: "reading the ledger ended".into() })
     }
 
-    /// The table is copied under a slot's snapshot taken after it was published: exact, so its events below that point are
-    /// skipped.
-    async fn resync(&mut self, request: &ResyncRequested) -> Result<(), Error> {
-        let ResyncRequested { table: name, generation } = request;
-        tracing::info!(table = %name, generation, "re-sync begins");
+    /// Asks for the copies of new tables. The ledger has the requests before anything else speaks of the tables.
+    async fn join(&mut self, tables: &[TableName]) -> Result<Vec<ResyncRequested>, Error> {
         let client = self.lane.source.connect(&self.lane.application_name()).await?;
-        let Some((table, leaves)) = publish_table(&self.lane, &client, name).await? else {
-            tracing::error!(table = %name, generation, "re-sync asked for a table that the source does not have");
+        let published = publication::published(&client, &self.lane.publication).await?.unwrap_or_default();
+        // Without its event trigger the source does not tell in the stream that a table has another name now.
+        let renamed = published.iter().any(|table| !self.ledger.knows(table))
+            && !schema_trigger::installed(&client, &self.lane.config.migration.name).await?;
+        let mut asked = Vec::new();
+        for table in tables.iter().filter(|table| !published.contains(table)) {
+            if renamed && self.ledger.knows(table) {
+                if self.said.insert(table.clone()) {
+                    let hint = format!("rename the table on the target as on the source, then dflux resync {table}");
+                    tracing::warn!(%table, hint, "a new table has a name that another had before: it does not join by itself");
+                }
+                continue;
+            }
+            let (generation, token) = (self.ledger.next_generation(table), uuid::Uuid::new_v4().simple().to_string());
+            tracing::info!(%table, generation, "a new table joins");
+            let request = ResyncRequested { table: table.clone(), generation, token };
+            self.record(LedgerRecord::ResyncRequested(request.clone())).await?;
+            asked.push(request);
+        }
+        Ok(asked)
+    }
+
+    /// The tables are copied under a slot's snapshot taken after they were published: exact, so their events below that point are
+    /// skipped.
+    async fn resync(&mut self, requests: Vec<ResyncRequested>) -> Result<(), Error> {
+        if requests.is_empty() {
             return Ok(());
-        };
+        }
+        for ResyncRequested { table, generation, .. } in &requests {
+            tracing::info!(%table, generation, "re-sync begins");
+        }
+        let client = self.lane.source.connect(&self.lane.application_name()).await?;
+        let selection = publish_tables(&self.lane, &client, &requests).await?;
+        let mut copies = Vec::new();
+        for ResyncRequested { table, generation, .. } in requests {
+            match selection.published.iter().find(|published| published.name == table) {
+                Some(published) => copies.push((published.clone(), generation)),
+                None => {
+                    tracing::error!(%table, generation, "re-sync asked for a table that the source does not have");
+                    let left_out = selection.left_out.iter().find(|(name, _)| *name == table);
+                    let reason =
+                        left_out.map_or("the source does not have it, or it does not match", |(_, reason)| reason);
+                    let refused = ResyncRefused { table, generation, reason: reason.to_owned() };
+                    self.record(LedgerRecord::ResyncRefused(refused)).await?;
+                }
+            }
+        }
+        if copies.is_empty() {
+            return Ok(());
+        }
         self.target = target_types(&self.lane).await;
         let snapshot = Snapshot::take_exact(&self.lane).await?;
-        // Those of a table that is new to the target were told before it had them.
+        // Those of tables that are new to the target were told before it had them.
         self.lane.sequences_wanted.notify_one();
-        self.copy(vec![(table, *generation, Under::Fixed(snapshot))], &leaves).await
+        let under = |(table, generation)| (table, generation, Under::Fixed(snapshot.clone()));
+        self.copy(copies.into_iter().map(under).collect(), &selection.leaves).await
     }
 }
 
-/// Makes sure that a table is published, with its topic there before its first event. `None` if there is no such table.
-async fn publish_table(
-    lane: &Lane,
-    client: &Client,
-    name: &TableName,
-) -> Result<Option<(Arc<Table>, HashMap<u32, Vec<u32>>)>, Error> {
-    let select = |all: &[Arc<Table>]| catalog::select(all, &lane.config.migration);
-    let selection = select(&catalog::all_tables(client).await?);
-    let Some(table) = selection.published.iter().find(|table| table.name == *name).cloned() else { return Ok(None) };
+/// Makes sure that tables are published, each with its topic there before its first event. What is selected then.
+async fn publish_tables(lane: &Lane, client: &Client, requests: &[ResyncRequested]) -> Result<Selection, Error> {
+    let selection = catalog::select(&catalog::all_tables(client).await?, &lane.config.migration);
+    let request_of = |table: &Table| requests.iter().find(|request| request.table == table.name);
+    let asked: Vec<Arc<Table>> =
+        selection.published.iter().filter(|table| request_of(table).is_some()).cloned().collect();
+    for request in requests.iter().filter(|request| asked.iter().any(|table| table.name == request.table)) {
+        // Transactions of their own: they commit before the tables are published.
+        let sql = markers::emit_sql(&records::begins(&request.token));
+        client.batch_execute(&sql).await.map_err(Error::source("emit a marker"))?;
+    }
     let present = publication::published(client, &lane.publication).await?.unwrap_or_default();
-    if !present.contains(name) {
+    let missing: Vec<Arc<Table>> = asked.into_iter().filter(|table| !present.contains(&table.name)).collect();
+    if missing.is_empty() {
+        return Ok(selection);
+    }
+    for table in &missing {
         let leaves = selection.leaves.get(&table.oid).cloned().unwrap_or_default();
         for weak in selection.need_full.iter().filter(|weak| weak.oid == table.oid || leaves.contains(&weak.oid)) {
             identity::set_full(client, weak).await?;
         }
-        let made_with = usize::try_from(lane.config.producer.partitions).unwrap_or(1);
-        lane.admin.ensure(&[Wanted::about(lane.topics.table(name), made_with)]).await?;
-        publication::add(client, &lane.publication, std::slice::from_ref(&table)).await?;
     }
-    let selection = select(&catalog::all_tables(client).await?);
-    let table = selection.published.iter().find(|table| table.name == *name).cloned();
-    Ok(table.map(|table| (table, selection.leaves)))
+    let made_with = usize::try_from(lane.config.producer.partitions).unwrap_or(1);
+    let topics = missing.iter().map(|table| Wanted::about(lane.topics.table(&table.name), made_with));
+    lane.admin.ensure(&topics.collect::<Vec<_>>()).await?;
+    publication::add(client, &lane.publication, &missing).await?;
+    Ok(catalog::select(&catalog::all_tables(client).await?, &lane.config.migration))
 }
 
 /// Highest point of a chunk: below it some table is ahead of the others, one that was copied under an exact snapshot of its own

@@ -209,6 +209,7 @@ mod tests {
             bounds: bounds.iter().map(text).collect(),
             estimated_rows: 0,
             estimated_bytes: 0,
+            definition: Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The source database beside the stream: its catalog, what must be changed on it, its slot. I/O, thin.
 
 pub mod catalog;
+pub mod definition;
 pub mod description;
 pub mod identity;
 pub mod publication;
