@@ -13,6 +13,7 @@ mod feed;
 mod large;
 mod moving;
 mod pacing;
+mod prepare_again;
 mod producer;
 mod readers;
 mod refusals;
