@@ -224,6 +224,36 @@ fn a_table_whose_rename_the_lane_has_yet_to_apply_is_not_made_in_its_way() {
     moving.assert_tables_same(&["after", "fresh"]);
 }
 
+#[test]
+fn an_index_of_a_partition_that_the_lane_has_made_may_have_a_name_of_its_own() {
+    let moving = started(
+        "ownname",
+        "CREATE TABLE days (id int, day int, v int, PRIMARY KEY (id, day)) PARTITION BY RANGE (day); CREATE INDEX days_v ON days (v);
+         CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (0) TO (100); INSERT INTO days SELECT g, g, g FROM generate_series(1, 50) g",
+    );
+    assert_says(&again(&moving), &["none is left"]);
+    moving
+        .source
+        .run(
+            "CREATE TABLE days_2 PARTITION OF days FOR VALUES FROM (100) TO (200); INSERT INTO days VALUES (150, 150, 1);
+             ALTER INDEX days_2_v_idx RENAME TO second_by_v; ALTER TABLE days_2 RENAME CONSTRAINT days_2_pkey TO second_pkey",
+        )
+        .unwrap();
+    assert_says(&again(&moving), &["(0 new)", "prepared: every step is done"]);
+    let of_days = "SELECT count(*) FROM pg_indexes WHERE tablename LIKE 'days%'";
+    moving.assert_same([of_days]);
+    // An index of the whole comes to that partition as well.
+    moving.source.run("CREATE INDEX days_both ON days (v, id)").unwrap();
+    assert_says(&again(&moving), &["done   public.days_2 days_2_v_id_idx", "none is left"]);
+    moving.source.run("UPDATE days SET v = v + 1").unwrap();
+    moving.caught_up();
+    moving.assert_same([
+        of_days,
+        "SELECT relname, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relkind = 'I' ORDER BY 1",
+    ]);
+    moving.assert_tables_same(&["days"]);
+}
+
 /// Writes of an application, each of which must succeed, until the schema on both sides is the same.
 #[test]
 fn a_unique_constraint_comes_over_under_load() {

@@ -78,9 +78,9 @@ pub fn changes(steps: &[Step], seen: &Seen<'_>) -> Vec<Change> {
     }
     let (mut changes, mut kept, mut added) = (Vec::new(), HashSet::new(), false);
     for step in steps {
-        let known = |step: &Step| !rows_of(&by_object, step).is_empty();
-        let beside = seen.is_beside_rows(step) || step.posts().any(|post| known(&post));
-        let replaced = step.kind == Kind::Key && !known(step) && beside;
+        let rows = rows_of(&by_object, step);
+        let late = rows.iter().all(|row| !row.done) && seen.is_beside_rows(step);
+        let replaced = late || rows.is_empty() && step.posts().any(|post| !rows_of(&by_object, &post).is_empty());
         let posts: Vec<Step> = if replaced { step.posts().collect() } else { vec![step.clone()] };
         for step in posts {
             let rows = rows_of(&by_object, &step);
@@ -116,10 +116,14 @@ impl Seen<'_> {
         self.obstacles.get(&table.quoted()).copied()
     }
 
+    fn is_loaded(&self, table: &TableName) -> bool {
+        matches!(self.obstacle(table), None | Some(Obstacle::NoKey))
+    }
+
     /// A key that came when its table's rows were there: no load follows, behind which the consumer would build it.
     fn is_beside_rows(&self, step: &Step) -> bool {
-        let loaded = matches!(self.obstacle(&step.table), None | Some(Obstacle::NoKey));
-        self.reach != Reach::Unborn && loaded && !self.shows(step)
+        let key = step.kind == Kind::Key && self.reach == Reach::Level;
+        key && self.is_loaded(&step.table) && !self.shows(step)
     }
 
     /// A step that is written down and not done.
@@ -137,8 +141,8 @@ impl Seen<'_> {
     fn new(&self, step: Step) -> Option<Change> {
         let done = self.shows(&step);
         let absent = self.obstacle(&step.table) == Some(Obstacle::Absent);
-        // The consumer would run it before the lane has brought the table under this name.
-        let early = step.kind == Kind::Key && self.reach == Reach::Behind && absent;
+        // The consumer would run it before the lane has brought the table under this name, or never.
+        let early = step.kind == Kind::Key && self.reach == Reach::Behind && (absent || self.is_loaded(&step.table));
         let kept = !early && !(done && step.within_table);
         kept.then_some(Change::Add { step, done })
     }
@@ -212,7 +216,7 @@ mod tests {
     #[test]
     fn a_list_that_is_up_to_date_is_left_alone() {
         let steps = [
-            step(Kind::Key, "t", "t_pkey", Yields::Validated),
+            step(Kind::Key, "t", "t_pkey", Yields::Primary),
             step(Kind::Post, "t", "i", Yields::Index),
             step(Kind::Cutover, "t", "f", Yields::Constraint),
         ];
@@ -254,6 +258,8 @@ mod tests {
         let steps = [key.clone()];
         for (obstacles, reach, wanted) in [
             (vec![], Reach::Unborn, vec!["+ key … t_pkey ON public.t"]),
+            (vec![], Reach::Behind, vec![]),
+            (vec![("t", Obstacle::NotCopied)], Reach::Behind, vec!["+ key … t_pkey ON public.t"]),
             (vec![("t", Obstacle::NotCopied)], Reach::Level, vec!["+ key … t_pkey ON public.t"]),
             (vec![("t", Obstacle::BeingRead)], Reach::Level, vec!["+ key … t_pkey ON public.t"]),
             (vec![], Reach::Level, vec!["+ post concurrently", "+ post using index"]),
@@ -267,6 +273,9 @@ mod tests {
         assert_eq!(told(&steps, &rows, &[], &[], Reach::Level), Vec::<String>::new());
         let done = [row(1, &posts[0], true), row(2, &posts[1], true)];
         assert_eq!(told(&steps, &done, &[shown(&key)], &[], Reach::Level), Vec::<String>::new());
+        let late = ["+ post concurrently", "+ post using index", "- 3"];
+        assert_eq!(told(&steps, &[row(3, &key, false)], &[], &[], Reach::Level), late);
+        assert_eq!(told(&steps, &[row(3, &key, true)], &[], &[], Reach::Level), Vec::<String>::new());
         assert_eq!(told(&steps, &[row(3, &key, false)], &[shown(&key)], &[], Reach::Level), ["done 3"]);
         assert_eq!(told(&steps, &[row(3, &key, false)], &[shown(&key)], &[], Reach::Behind), Vec::<String>::new());
     }
