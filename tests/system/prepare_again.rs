@@ -222,6 +222,25 @@ fn a_table_whose_rename_the_lane_has_yet_to_apply_is_not_made_in_its_way() {
     moving.caught_up();
     moving.assert_same(DEFINITIONS);
     moving.assert_tables_same(&["after", "fresh"]);
+
+    // Renamed behind the reading of the schema, while prepare waits for the lane.
+    moving.services[1].pause();
+    moving.source.run("CREATE INDEX later ON after (n); UPDATE after SET n = 1").unwrap();
+    let config = moving.migration.config();
+    let waiting = std::thread::spawn(move || run("dflux", &config, ["prepare"]));
+    moving.becomes(
+        "prepare looks at the lane",
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT coalesce(phase%')",
+    );
+    moving.source.run("ALTER TABLE after RENAME TO last; UPDATE last SET n = 2").unwrap();
+    moving.services[1].resume();
+    waiting.join().unwrap().unwrap();
+    moving.caught_up();
+    assert_eq!(moving.target.value(made).unwrap(), "fresh last");
+    again(&moving);
+    assert_says(&again(&moving), &["prepared: every step is done"]);
+    moving.assert_same(DEFINITIONS);
+    moving.assert_tables_same(&["last"]);
 }
 
 #[test]

@@ -34,8 +34,9 @@ pub mod source;
 pub mod steps;
 pub mod waiting;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
+use changelog::TableName;
 use service::Config;
 
 use self::reconcile::Reach;
@@ -70,8 +71,8 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     let held = tables::held(target, &selected).await?;
     let compared = tables::compare(&selected, &held);
     let early = match &lane {
-        Some(lane) if reach == Reach::Behind => early(config, source, lane, &compared).await?,
-        _ => HashSet::new(),
+        Some(lane) => early(config, source, (lane, reach), &compared).await?,
+        None => HashSet::new(),
     };
     let wanted: Vec<&Table> = compared.wanted.into_iter().filter(|table| !early.contains(&table.oid)).collect();
     let plan = schema::plan(schema, &wanted);
@@ -113,27 +114,38 @@ async fn read(
     schema::read(source, target, dump).await
 }
 
-/// Tables that the target lacks and that are published already: beside a lane that is past its load they are on their way under
-/// a new name, and one that were made here would be in the way. A lane that has stopped may want the table itself.
+/// Tables that the target lacks and that are not to be made: one that was would be in the way of a rename that the lane has
+/// applied already, or is to apply. That is so for those that the source calls otherwise by now; and beside a lane that is past
+/// its load but not level, for those that are published. A lane that has stopped may want the table itself.
 async fn early(
     config: &Config,
     source: &Database,
-    lane: &Lane,
+    (lane, reach): (&Lane, Reach),
     compared: &tables::Compared<'_>,
 ) -> Result<HashSet<u32>, Error> {
-    if !matches!(lane.phase.as_str(), "exact" | "tolerant") {
-        return Ok(HashSet::new());
+    let coming = reach == Reach::Behind && matches!(lane.phase.as_str(), "exact" | "tolerant");
+    let sql = "SELECT c.oid, n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
+          JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = c.oid)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1)";
+    let oids: Vec<u32> = compared.missing.iter().map(|table| table.oid).collect();
+    let rows = source.rows("tables as it calls them now", sql, &[&oids, &config.migration.publication]).await?;
+    let mut called = HashMap::new();
+    for row in &rows {
+        let name = TableName::new(source.get::<String>(row, 1)?, source.get::<String>(row, 2)?);
+        called.insert(source.get::<u32>(row, 0)?, (name, source.get::<bool>(row, 3)?));
     }
-    let sql = "SELECT r.prrelid FROM pg_catalog.pg_publication_rel r
-        JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1";
-    let rows = source.rows("what is published", sql, &[&config.migration.publication]).await?;
-    let published = rows.iter().map(|row| source.get(row, 0)).collect::<Result<HashSet<u32>, Error>>()?;
-    let early = compared.missing.iter().filter(|table| table.parent.is_none() && published.contains(&table.oid));
-    let early: Vec<&&Table> = early.collect();
-    for table in &early {
-        println!("target: {} is not made yet, because the lane may bring it: it is published", table.name);
+    let mut early = HashSet::new();
+    for table in &compared.missing {
+        let why = match called.get(&table.oid) {
+            Some((name, _)) if *name != table.name => "the source has renamed it meanwhile",
+            None => "the source has dropped it meanwhile",
+            Some((_, true)) if coming && table.parent.is_none() => "it is published, so the lane may bring it",
+            Some(_) => continue,
+        };
+        println!("target: {} is not made yet: {why}", table.name);
+        early.insert(table.oid);
     }
-    Ok(early.into_iter().map(|table| table.oid).collect())
+    Ok(early)
 }
 
 /// One at a time. The lock is the session's: it goes with the process.

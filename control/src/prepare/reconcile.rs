@@ -79,7 +79,7 @@ pub fn changes(steps: &[Step], seen: &Seen<'_>) -> Vec<Change> {
     let (mut changes, mut kept, mut added) = (Vec::new(), HashSet::new(), false);
     for step in steps {
         let rows = rows_of(&by_object, step);
-        let late = rows.iter().all(|row| !row.done) && seen.is_beside_rows(step);
+        let late = rows.iter().all(|row| !row.done) && seen.comes_late(step);
         let replaced = late || rows.is_empty() && step.posts().any(|post| !rows_of(&by_object, &post).is_empty());
         let posts: Vec<Step> = if replaced { step.posts().collect() } else { vec![step.clone()] };
         for step in posts {
@@ -89,7 +89,7 @@ pub fn changes(steps: &[Step], seen: &Seen<'_>) -> Vec<Change> {
                 Some(row) if rows.iter().all(|row| !row.done) => changes.extend(seen.known(&step, row, added)),
                 Some(_) => {}
                 None => {
-                    let new = seen.new(step);
+                    let new = seen.unknown(step);
                     // The consumer builds keys in an order of its own.
                     added |= matches!(&new, Some(Change::Add { step, done: false }) if step.kind != Kind::Key);
                     changes.extend(new);
@@ -116,14 +116,14 @@ impl Seen<'_> {
         self.obstacles.get(&table.quoted()).copied()
     }
 
-    fn is_loaded(&self, table: &TableName) -> bool {
+    fn loaded(&self, table: &TableName) -> bool {
         matches!(self.obstacle(table), None | Some(Obstacle::NoKey))
     }
 
     /// A key that came when its table's rows were there: no load follows, behind which the consumer would build it.
-    fn is_beside_rows(&self, step: &Step) -> bool {
+    fn comes_late(&self, step: &Step) -> bool {
         let key = step.kind == Kind::Key && self.reach == Reach::Level;
-        key && self.is_loaded(&step.table) && !self.shows(step)
+        key && self.loaded(&step.table) && !self.shows(step)
     }
 
     /// A step that is written down and not done.
@@ -138,13 +138,13 @@ impl Seen<'_> {
     }
 
     /// A step that is not written down.
-    fn new(&self, step: Step) -> Option<Change> {
+    fn unknown(&self, step: Step) -> Option<Change> {
         let done = self.shows(&step);
         let absent = self.obstacle(&step.table) == Some(Obstacle::Absent);
         // The consumer would run it before the lane has brought the table under this name, or never.
-        let early = step.kind == Kind::Key && self.reach == Reach::Behind && (absent || self.is_loaded(&step.table));
-        let kept = !early && !(done && step.within_table);
-        kept.then_some(Change::Add { step, done })
+        let early = step.kind == Kind::Key && self.reach == Reach::Behind && (absent || self.loaded(&step.table));
+        let needless = early || done && step.within_table;
+        (!needless).then_some(Change::Add { step, done })
     }
 
     /// The consumer may be about to build a key while a lane is behind, or its table is read.
