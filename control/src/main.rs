@@ -28,7 +28,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Makes both databases ready; after the catch-up, builds indexes, foreign keys and triggers.
+    /// Makes both databases ready; later builds indexes, foreign keys and triggers, and what the source has made since.
     Prepare,
     /// Says where the migration stands.
     Status {

@@ -214,7 +214,7 @@ fn prepare_makes_the_schema_once_and_finds_it_made_the_second_time() {
     assert_eq!(count(&target, "SELECT count(*) FROM dflux.schema_step"), steps);
 }
 
-/// Plays the consumer: the lane's row, every table loaded, and the key steps.
+/// Plays the consumer: the lane's row, ahead of any source, every table loaded, and the key steps.
 pub(crate) fn level(target: &Session, name: &str) {
     let steps = target.column("SELECT statement FROM dflux.schema_step WHERE kind = 'key' ORDER BY id").unwrap();
     steps.iter().for_each(|statement| target.run(statement).unwrap());
@@ -224,8 +224,8 @@ pub(crate) fn level(target: &Session, name: &str) {
              INSERT INTO dflux.chunk (lane, schema_name, table_name, generation, chunk, row_count)
                SELECT '{name}/forward', schemaname, tablename, 0, 0, 0 FROM pg_tables WHERE schemaname <> 'dflux'
                ON CONFLICT DO NOTHING;
-             INSERT INTO dflux.lane (lane, phase, commit_lsn) VALUES ('{name}/forward', 'exact', '0/1')
-               ON CONFLICT (lane) DO UPDATE SET phase = 'exact'"
+             INSERT INTO dflux.lane (lane, phase, commit_lsn) VALUES ('{name}/forward', 'exact', 'FFFFFFFF/0')
+               ON CONFLICT (lane) DO UPDATE SET phase = 'exact', commit_lsn = excluded.commit_lsn"
         ))
         .unwrap();
 }

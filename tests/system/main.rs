@@ -14,6 +14,7 @@ mod joining;
 mod large;
 mod moving;
 mod pacing;
+mod prepare_again;
 mod producer;
 mod readers;
 mod refusals;

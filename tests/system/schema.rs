@@ -114,6 +114,8 @@ fn a_step_waits_for_the_rows_and_the_key_of_every_table_that_it_needs() {
     // A table that is read again holds back what refers to it as well. (The consumer would end that at once.)
     drop(services);
     target.run("UPDATE dflux.table_state SET state = 'rejoining' WHERE table_name = 'later'").unwrap();
+    target.run("UPDATE dflux.lane SET commit_lsn = 'FFFFFFFF/0'").unwrap();
+    target.run("ALTER TABLE orders DROP CONSTRAINT orders_later").unwrap();
     target.run("UPDATE dflux.schema_step SET done_at = NULL WHERE name = 'orders_later'").unwrap();
     let said = dflux(&migration, ["prepare"]).expect_code(0).unwrap();
     assert_says(&said, &["waits  public.orders orders_later: public.later is being read again"]);

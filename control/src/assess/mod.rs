@@ -177,7 +177,7 @@ async fn check_pair(
     target::extensions(source, target, &selected, findings).await?;
     let wanted = target::columns(source, &names).await?;
     let held = target::columns(target, &names).await?;
-    target::shapes(&wanted, &held, findings);
+    target::shapes(&wanted, &held, !unborn, findings);
     row_security::writing((source, target), &names, findings).await?;
     if unborn {
         let holding = selected.iter().filter(|table| table.holds_rows() && held.contains_key(&table.name));

@@ -6,7 +6,7 @@ use changelog::TableName;
 use service::Config;
 
 use super::source::{Server, listed};
-use crate::finding::Findings;
+use crate::finding::{Findings, Severity};
 use crate::tables::Table;
 use crate::{Database, Error};
 
@@ -200,23 +200,28 @@ pub async fn columns(database: &Database, tables: &[&TableName]) -> Result<BTree
     Ok(columns)
 }
 
-/// Tables that the target has already must have the source's columns. Pure.
+/// Tables that the target has already must have the source's columns. What they lack beside a running lane may be on its way, and
+/// the lane itself refuses what does not fit. Pure.
 pub fn shapes(
     source: &BTreeMap<TableName, Vec<Column>>,
     target: &BTreeMap<TableName, Vec<Column>>,
+    running: bool,
     findings: &mut Findings,
 ) {
+    let severity = if running { Severity::Warning } else { Severity::Blocker };
     for (table, wanted) in source {
         let Some(held) = target.get(table) else { continue };
         for column in wanted {
             let name = changelog::table::quote_identifier(&column.name);
             match held.iter().find(|held| held.name == column.name) {
-                None => findings.blocker(
+                None => findings.add(
+                    severity,
                     "target_table",
                     format!("table {table} of the target lacks column {} {}", column.name, column.type_name),
                     format!("ALTER TABLE {} ADD COLUMN {name} {} on the target, or DROP TABLE it and let dflux prepare make it", table.quoted(), column.type_name),
                 ),
-                Some(held) if held.type_name != column.type_name => findings.blocker(
+                Some(held) if held.type_name != column.type_name => findings.add(
+                    severity,
                     "target_table",
                     format!("column {} of table {table} is {} on the target and {} on the source", column.name, held.type_name, column.type_name),
                     format!("ALTER TABLE {} ALTER COLUMN {name} TYPE {} on the target", table.quoted(), column.type_name),
@@ -275,21 +280,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_table_that_lacks_a_column_or_has_another_type_is_a_blocker() {
+    fn a_target_table_that_lacks_a_column_or_has_another_type_is_a_blocker_before_the_lane_runs() {
         let column = |name: &str, kind: &str| Column { name: name.into(), type_name: kind.into(), generated: false };
         let table = TableName::new("public", "t");
         let source = BTreeMap::from([(table.clone(), vec![column("a", "integer"), column("b", "text")])]);
-        let check = |held: Vec<Column>| {
+        let check_beside = |held: Vec<Column>, running: bool| {
             let mut findings = Findings::default();
-            shapes(&source, &BTreeMap::from([(table.clone(), held)]), &mut findings);
+            shapes(&source, &BTreeMap::from([(table.clone(), held)]), running, &mut findings);
             findings.sorted()
         };
+        let check = |held: Vec<Column>| check_beside(held, false);
         assert!(check(vec![column("b", "text"), column("a", "integer")]).is_empty());
         assert!(check(vec![column("a", "integer")])[0].text.contains("lacks column b text"));
         assert!(check(vec![column("a", "bigint"), column("b", "text")])[0].text.contains("is bigint on the target"));
         let extra = check(vec![column("a", "integer"), column("b", "text"), column("c", "text")]);
         assert_eq!(crate::finding::blockers(&extra), 0);
         assert_eq!(extra.len(), 1);
+        let running = check_beside(vec![column("a", "bigint")], true);
+        assert_eq!((crate::finding::blockers(&running), running.len()), (0, 2));
     }
 
     #[test]

@@ -72,7 +72,8 @@ pub async fn read(folder: &Path, url: &str, all: &[Table], selected: &[&Table]) 
     let mut dump = Command::new(folder.join("pg_dump"));
     dump.args(["--format=custom", "--compress=0", "--section=pre-data", "--section=post-data", "--no-sync"]);
     dump.args(["--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions", "--no-tablespaces"]);
-    dump.args(["--no-security-labels", "--exclude-schema=dflux", "--lock-wait-timeout=60s"]);
+    // Large objects are not moved: without this, empty ones would be made before the data.
+    dump.args(["--no-security-labels", "--no-blobs", "--exclude-schema=dflux", "--lock-wait-timeout=60s"]);
     let moved: std::collections::HashSet<u32> = selected.iter().map(|table| table.oid).collect();
     for table in all.iter().filter(|table| !table.readable && !moved.contains(&table.oid)) {
         dump.arg(format!("--exclude-table={}", table.name.quoted()));

@@ -6,8 +6,15 @@
 //!   target: pre-data, the list of later steps (open transaction)    rolled back
 //!   source: replica identities, publication                         restored, dropped
 //!   target: commit
-//! later runs: tables that are new; and once the lane is level with the source, the `post` and `cutover` steps
+//! later runs, beside the lane
+//!   source: the schema again, and then the end of its WAL
+//!   wait until the lane has applied all before that end, for a while
+//!   target: pre-data that it lacks, the list of steps as the source has them now (one transaction)
+//!   if the lane has got there: the `post` and `cutover` steps
 //! ```
+//!
+//! What was read of the schema holds for the source's rows as they were then, not as they were before; and a table that is
+//! missing may be on its way under its new name. So the schema is read first, and what follows from it waits for the lane.
 //!
 //! Of a target that follows (`[target] follows`) nothing on the source is changed: that is the other target's.
 //!
@@ -15,17 +22,26 @@
 //! exists on the target already is left as it is: `assess` has judged whether it fits.
 
 pub mod archive;
+pub mod checks;
 pub mod dump;
+mod level;
+mod list;
 mod post;
+pub mod reconcile;
 mod schema;
 pub mod select;
 pub mod source;
 pub mod steps;
 pub mod waiting;
 
+use std::collections::{HashMap, HashSet};
+
+use changelog::TableName;
 use service::Config;
 
+use self::reconcile::Reach;
 use crate::error::Exit;
+use crate::status::lane::Lane;
 use crate::tables::Table;
 use crate::{Database, Error, assess, finding, tables};
 
@@ -44,16 +60,23 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
         return Err(Error::Blocked { what: "prepare", count: blockers });
     }
     lock(target, config).await?;
-    let lane = crate::status::lane::read(target, config).await?;
     let selected = tables::selected(&seen.tables, &config.migration);
     if selected.is_empty() {
         return Err(Error::NoTables { patterns: config.migration.tables.clone() });
     }
+    let schema = read(config, (source, target), &seen, &selected).await?;
+    let end = level::end(source).await?;
+    let (reach, lane) = level::wait(config, target, end).await?;
+    // The lane may have brought tables meanwhile.
     let held = tables::held(target, &selected).await?;
     let compared = tables::compare(&selected, &held);
-    if lane.is_none() || !compared.missing.is_empty() {
-        first(config, (source, target), &seen, &compared.wanted, lane.is_some()).await?;
-    }
+    let early = match &lane {
+        Some(lane) => early(config, source, (lane, reach), &compared).await?,
+        None => HashSet::new(),
+    };
+    let wanted: Vec<&Table> = compared.wanted.into_iter().filter(|table| !early.contains(&table.oid)).collect();
+    let plan = schema::plan(schema, &wanted);
+    make(config, (source, target), &plan, reach, early.is_empty()).await?;
     if !config.target.follows {
         source::tell_changes(config, source).await?;
     }
@@ -62,21 +85,67 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
         println!("prepared: start {services}, then dflux status --watch");
         return Ok(Exit::Done);
     };
-    let (now, _, _) = crate::status::lane::read_source(source, &config.migration.slot, None).await?;
-    let lag_ms = lane.lag_ms(now);
     for table in crate::status::unpublished(source, config).await? {
         println!("source: {table} is not published, so it has no rows on the target\nhint: dflux resync {table}");
     }
-    if lane.is_level(lag_ms) {
+    if reach == Reach::Level {
         post::run(config, target).await?;
     } else {
+        let (now, _, _) = crate::status::lane::read_source(source, &config.migration.slot, None).await?;
         let (phase, waiting) = (lane.phase(), waiting::steps(target, config).await?.len());
-        let behind = lag_ms.map_or(String::new(), |lag| format!(", {:.0} s behind", lag / 1000.0));
+        let behind = lane.lag_ms(now).map_or(String::new(), |lag| format!(", {:.0} s behind", lag / 1000.0));
         println!(
-            "the lane is {phase}{behind}: {waiting} step(s) wait until it is level with the source; run dflux prepare again then"
+            "the lane is {phase}{behind}: {waiting} step(s) wait until it has applied what the source had committed at {end}; \
+             run dflux prepare again then"
         );
     }
     Ok(Exit::Done)
+}
+
+async fn read(
+    config: &Config,
+    (source, target): (&Database, &Database),
+    seen: &assess::Seen,
+    selected: &[&Table],
+) -> Result<schema::Schema, Error> {
+    let folder = dump::programs(seen.source_major).await?;
+    println!("reading the schema of the source with {}", folder.join("pg_dump").display());
+    let dump = dump::read(&folder, &config.source.url, &seen.tables, selected).await?;
+    schema::read(source, target, dump).await
+}
+
+/// Tables that the target lacks and that are not to be made: one that was would be in the way of a rename that the lane has
+/// applied already, or is to apply. That is so for those that the source calls otherwise by now; and beside a lane that is past
+/// its load but not level, for those that are published. A lane that has stopped may want the table itself.
+async fn early(
+    config: &Config,
+    source: &Database,
+    (lane, reach): (&Lane, Reach),
+    compared: &tables::Compared<'_>,
+) -> Result<HashSet<u32>, Error> {
+    let coming = reach == Reach::Behind && matches!(lane.phase.as_str(), "exact" | "tolerant");
+    let sql = "SELECT c.oid, n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
+          JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $2 AND r.prrelid = c.oid)
+        FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1)";
+    let oids: Vec<u32> = compared.missing.iter().map(|table| table.oid).collect();
+    let rows = source.rows("tables as it calls them now", sql, &[&oids, &config.migration.publication]).await?;
+    let mut called = HashMap::new();
+    for row in &rows {
+        let name = TableName::new(source.get::<String>(row, 1)?, source.get::<String>(row, 2)?);
+        called.insert(source.get::<u32>(row, 0)?, (name, source.get::<bool>(row, 3)?));
+    }
+    let mut early = HashSet::new();
+    for table in &compared.missing {
+        let why = match called.get(&table.oid) {
+            Some((name, _)) if *name != table.name => "the source has renamed it meanwhile",
+            None => "the source has dropped it meanwhile",
+            Some((_, true)) if coming && table.parent.is_none() => "it is published, so the lane may bring it",
+            Some(_) => continue,
+        };
+        println!("target: {} is not made yet: {why}", table.name);
+        early.insert(table.oid);
+    }
+    Ok(early)
 }
 
 /// One at a time. The lock is the session's: it goes with the process.
@@ -86,31 +155,31 @@ async fn lock(target: &Database, config: &Config) -> Result<(), Error> {
     if target.get(&row, 0)? { Ok(()) } else { Err(Error::Busy { migration: config.migration.name.clone() }) }
 }
 
-async fn first(
+/// What is new of the schema, and the list of steps. `whole` says whether the plan is of all tables.
+async fn make(
     config: &Config,
     (source, target): (&Database, &Database),
-    seen: &assess::Seen,
-    selected: &[&Table],
-    running: bool,
+    plan: &schema::Plan,
+    reach: Reach,
+    whole: bool,
 ) -> Result<(), Error> {
-    let folder = dump::programs(seen.source_major).await?;
-    println!("reading the schema of the source with {}", folder.join("pg_dump").display());
-    let dump = dump::read(&folder, &config.source.url, &seen.tables, selected).await?;
-    let plan = schema::plan(source, target, dump, selected).await?;
+    let running = reach != Reach::Unborn;
     let worker = Database::connect("target", &config.target.url).await?;
     let made_schema = !target.has("dflux.lane").await?;
     let recorded = source::record(config, (source, target)).await?;
     let outcome = async {
-        let counted = schema::make(config, &worker, &plan).await?;
+        let counted = schema::make(&worker, plan, running).await?;
+        let listed = list::refresh(config, &worker, &plan.steps, reach, whole).await?;
         // The publication of a lane that runs is the producer's: a table added there needs a copy of its own.
         let changed = if running || config.target.follows { None } else { Some(source::change(config, source).await?) };
         worker.batch("committing the schema", "COMMIT").await?;
-        Ok((counted, changed))
+        Ok((counted, listed, changed))
     }
     .await;
     match outcome {
-        Ok((counted, changed)) => {
-            schema::say(&plan, &counted);
+        Ok((counted, listed, changed)) => {
+            schema::say(plan, &counted);
+            list::say(&listed, running);
             if let Some(changed) = changed {
                 source::say(config, &changed);
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use service::Config;
+use tokio_postgres::error::SqlState;
 
 use super::steps::{Kind, runs_alone};
 use super::waiting::{self, Obstacle, Rights, Verdict, Waiting};
@@ -39,7 +40,8 @@ impl Left {
 pub async fn run(config: &Config, target: &Database) -> Result<(), Error> {
     let rights = Rights { replicate: target.may_replicate().await? };
     let steps = waiting::steps(target, config).await?;
-    let obstacles = waiting::obstacles(target, config, &steps).await?;
+    let needed: Vec<&String> = steps.iter().flat_map(|step| &step.needs).collect();
+    let obstacles = waiting::obstacles(target, config, &needed).await?;
     let (mut ready, mut left) = (Vec::new(), Left::default());
     for step in steps {
         match waiting::judge(&step, rights, &obstacles) {
@@ -151,8 +153,7 @@ async fn say_left(target: &Database, left: &Left) -> Result<(), Error> {
 async fn patiently(target: &Database, step: &Waiting) -> Result<(), Error> {
     for _ in 1..LOCK_TRIES {
         match one(target, step).await {
-            Err(Error::Sql { source, .. })
-                if source.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE) => {}
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {}
             outcome => return outcome,
         }
     }
@@ -164,12 +165,8 @@ async fn one(target: &Database, step: &Waiting) -> Result<(), Error> {
     let done = format!("UPDATE dflux.schema_step SET done_at = clock_timestamp(), error = NULL WHERE id = {}", step.id);
     if runs_alone(&step.statement) {
         let index = changelog::TableName::new(step.schema.clone(), step.name.clone()).quoted();
-        let sql = "SELECT indisvalid FROM pg_catalog.pg_index WHERE indexrelid = to_regclass($1::text)";
-        let there = match target.rows(&what, sql, &[&index]).await?.first() {
-            Some(row) => Some(target.get::<bool>(row, 0)?),
-            None => None,
-        };
         let drop_half = format!("DROP INDEX CONCURRENTLY IF EXISTS {index}");
+        let there = built(target, step, &index).await?;
         if there == Some(false) {
             target.batch(&what, &drop_half).await?;
         }
@@ -177,7 +174,9 @@ async fn one(target: &Database, step: &Waiting) -> Result<(), Error> {
             && let Err(error) = target.batch(&what, &step.statement).await
         {
             // What is left of it would be kept up to date by every write and used by none.
-            target.batch(&what, &drop_half).await?;
+            if built(target, step, &index).await? == Some(false) {
+                target.batch(&what, &drop_half).await?;
+            }
             return Err(error);
         }
         return target.batch(&what, &done).await;
@@ -186,5 +185,20 @@ async fn one(target: &Database, step: &Waiting) -> Result<(), Error> {
     if outcome.is_err() {
         target.batch("ending a transaction", "ROLLBACK").await?;
     }
-    outcome
+    match outcome {
+        // What the catalog does not show as a step's work (a policy, a rule) was made under its table's earlier name.
+        Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::DUPLICATE_OBJECT) => {
+            target.batch(&what, &done).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether the step's index is valid, if its table has it: another one may have an index of that name.
+async fn built(target: &Database, step: &Waiting, index: &str) -> Result<Option<bool>, Error> {
+    let table = changelog::TableName::new(step.schema.clone(), step.table.clone()).quoted();
+    let sql = "SELECT indisvalid FROM pg_catalog.pg_index
+        WHERE indexrelid = to_regclass($1::text) AND indrelid = to_regclass($2::text)";
+    let rows = target.rows("an index", sql, &[&index, &table]).await?;
+    rows.first().map(|row| target.get(row, 0)).transpose()
 }

@@ -1,9 +1,8 @@
-//! Pre-data on the target, and post-data as rows of `dflux.schema_step`, in one transaction that the caller commits.
+//! What the source's schema says, and pre-data on the target, in one transaction that the caller commits.
 
 use std::collections::{HashMap, HashSet};
 
 use changelog::TableName;
-use service::Config;
 
 use super::archive::Entry;
 use super::dump::Dump;
@@ -11,6 +10,15 @@ use super::select::{self, World};
 use super::steps::{self, Catalog, Constraint, Index, Step};
 use crate::tables::Table;
 use crate::{Database, Error};
+
+/// The source's schema, as far as the dump does not say it.
+#[derive(Clone, Debug, Default)]
+pub struct Schema {
+    pub dump: Dump,
+    pub catalog: Catalog,
+    /// Extensions that the target does not offer.
+    pub missing_extensions: HashSet<String>,
+}
 
 /// What will be made.
 #[derive(Clone, Debug, Default)]
@@ -27,34 +35,44 @@ pub struct Plan {
 pub struct Counted {
     pub made: usize,
     pub present: usize,
-    pub steps: u64,
+    /// Titles of what a running lane may still bring what it needs for, with the server's words.
+    pub not_yet: Vec<(String, String)>,
     /// Partitions that were made for a partitioned table that was there.
     pub joined: Vec<TableName>,
 }
 
-/// SQLSTATEs that say that an object is there already: nothing is changed then.
-const PRESENT: [&str; 5] = ["42P06", "42P07", "42710", "42723", "42712"];
+/// SQLSTATEs that say that an object is there already: nothing is changed then. Of a text search object, only the unique index
+/// of its catalog says so (23505).
+const PRESENT: [&str; 6] = ["42P06", "42P07", "42710", "42723", "42712", "23505"];
+
+/// SQLSTATEs that say that something it needs is not there: a column, a relation, a function, a type, a schema.
+const LACKING: [&str; 5] = ["42703", "42P01", "42883", "42704", "3F000"];
 
 /// # Errors
 /// `Sql`.
-pub async fn plan(source: &Database, target: &Database, dump: Dump, selected: &[&Table]) -> Result<Plan, Error> {
+pub async fn read(source: &Database, target: &Database, dump: Dump) -> Result<Schema, Error> {
+    let missing_extensions = missing_extensions(source, target).await?;
+    Ok(Schema { dump, catalog: catalog(source).await?, missing_extensions })
+}
+
+/// What of it belongs to these tables. Pure.
+pub fn plan(schema: Schema, selected: &[&Table]) -> Plan {
     let world = World {
         selected: selected.iter().map(|table| table.oid).collect(),
         schemas: selected.iter().map(|table| table.name.schema.clone()).collect(),
-        missing_extensions: missing_extensions(source, target).await?,
+        missing_extensions: schema.missing_extensions,
     };
-    let before_data: HashSet<u32> = dump.pre.iter().map(|entry| entry.id).collect();
-    let mut entries = dump.pre;
+    let before_data: HashSet<u32> = schema.dump.pre.iter().map(|entry| entry.id).collect();
+    let mut entries = schema.dump.pre;
     // A comment may stand in both sections' texts.
-    entries.extend(dump.post.into_iter().filter(|entry| !before_data.contains(&entry.id)));
+    entries.extend(schema.dump.post.into_iter().filter(|entry| !before_data.contains(&entry.id)));
     let selection = select::select(entries, &world);
     let (pre, post): (Vec<Entry>, Vec<Entry>) =
         selection.kept.into_iter().partition(|entry| before_data.contains(&entry.id));
-    let catalog = catalog(source).await?;
-    let steps = steps::split(&post, &pre, &catalog);
+    let steps = steps::split(&post, &pre, &schema.catalog);
     let of_index = |entry: &Entry| matches!(entry.kind.as_str(), "CONSTRAINT" | "INDEX");
     let indexes = post.into_iter().filter(of_index).collect();
-    Ok(Plan { pre, indexes, steps, left_out: selection.left_out })
+    Plan { pre, indexes, steps, left_out: selection.left_out }
 }
 
 async fn missing_extensions(source: &Database, target: &Database) -> Result<HashSet<String>, Error> {
@@ -71,7 +89,8 @@ async fn catalog(source: &Database) -> Result<Catalog, Error> {
     let sql = "SELECT o.oid, n.nspname::text, c.relname::text, o.conname::text, o.contype::text, o.condeferrable,
         o.condeferred, o.convalidated, c.relkind = 'p', coalesce((pg_catalog.to_jsonb(o)->>'conperiod')::bool, false),
         coalesce(i.indisreplident, false),
-        CASE WHEN o.contype = 'u' THEN pg_catalog.pg_get_indexdef(o.conindid) ELSE '' END
+        CASE WHEN o.contype IN ('p', 'u') THEN pg_catalog.pg_get_indexdef(o.conindid) END,
+        CASE WHEN o.contype = 'c' AND o.conislocal THEN pg_catalog.pg_get_constraintdef(o.oid) END
       FROM pg_catalog.pg_constraint o JOIN pg_catalog.pg_class c ON c.oid = o.conrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_catalog.pg_index i ON i.indexrelid = o.conindid AND o.contype IN ('p', 'u', 'x')
@@ -89,6 +108,7 @@ async fn catalog(source: &Database) -> Result<Catalog, Error> {
             period: source.get(&row, 9)?,
             identity: source.get(&row, 10)?,
             index_definition: source.get::<Option<String>>(&row, 11)?.unwrap_or_default(),
+            check: source.get(&row, 12)?,
         };
         catalog.constraints.insert(source.get(&row, 0)?, constraint);
     }
@@ -109,11 +129,12 @@ async fn catalog(source: &Database) -> Result<Catalog, Error> {
     Ok(catalog)
 }
 
-/// Makes it all on `worker` and leaves the transaction open.
+/// Makes what is not there on `worker` and leaves the transaction open. Beside a running lane it may be too early for an
+/// object: it is passed over then, for the next time.
 ///
 /// # Errors
 /// `PreData` with the object that could not be made.
-pub async fn make(config: &Config, worker: &Database, plan: &Plan) -> Result<Counted, Error> {
+pub async fn make(worker: &Database, plan: &Plan, running: bool) -> Result<Counted, Error> {
     // What pg_dump's own script sets, as far as our pinned settings do not say the same.
     let begin = "BEGIN; SET LOCAL check_function_bodies = false; SET LOCAL xmloption = content;
         SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '10s'";
@@ -127,15 +148,27 @@ pub async fn make(config: &Config, worker: &Database, plan: &Plan) -> Result<Cou
             }
             counted.joined.push(TableName::new(partition.schema.clone(), partition.name.clone()));
         }
-        if !there.settles(entry) && one(worker, entry).await? {
-            counted.made += 1;
-        } else {
-            there.present.insert(entry.id);
-            counted.present += 1;
+        let made = if there.settles(entry) { Ok(false) } else { one(worker, entry).await };
+        match made {
+            Ok(true) => counted.made += 1,
+            Ok(false) => {
+                there.present.insert(entry.id);
+                counted.present += 1;
+            }
+            Err(Error::PreData { object, source }) if running && lacks(entry, &source) => {
+                let words = source.as_db_error().map_or_else(|| source.to_string(), |said| said.message().to_owned());
+                counted.not_yet.push((object, words));
+            }
+            Err(error) => return Err(error),
         }
     }
-    counted.steps = write_steps(config, worker, &plan.steps).await?;
     Ok(counted)
+}
+
+/// Whether what it needs may come with the lane: a column that no row has told of yet, or what another of these makes.
+fn lacks(entry: &Entry, error: &tokio_postgres::Error) -> bool {
+    let lacking = error.code().is_some_and(|code| LACKING.contains(&code.code()));
+    lacking && !entry.kind.starts_with("TABLE")
 }
 
 /// What the target had before.
@@ -184,7 +217,7 @@ impl<'a> There<'a> {
     }
 }
 
-/// True if it was made, false if it was there.
+/// True if it was made, false if it was there. After an error of its own the transaction is as it was before.
 async fn one(worker: &Database, entry: &Entry) -> Result<bool, Error> {
     let failed = |source| Error::PreData { object: entry.title(), source };
     worker.client.batch_execute("SAVEPOINT entry").await.map_err(failed)?;
@@ -192,61 +225,17 @@ async fn one(worker: &Database, entry: &Entry) -> Result<bool, Error> {
         worker.client.batch_execute("RELEASE entry").await.map_err(failed)?;
         return Ok(true);
     };
-    if error.code().is_some_and(|code| PRESENT.contains(&code.code())) {
-        worker.client.batch_execute("ROLLBACK TO entry; RELEASE entry").await.map_err(failed)?;
-        return Ok(false);
-    }
-    Err(failed(error))
-}
-
-/// Steps that are not written down yet. One whose work is on the target already counts as done.
-async fn write_steps(config: &Config, worker: &Database, steps: &[Step]) -> Result<u64, Error> {
-    let sql = "INSERT INTO dflux.schema_step (migration, kind, schema_name, table_name, name, statement, needs, done_at)
-      SELECT $1::text, $2::text, $3::text, $4::text, $5::text, $6::text, $7::text[], CASE WHEN CASE $8::text
-          WHEN 'constraint' THEN EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = t.oid AND conname = $5)
-          WHEN 'validated' THEN
-            EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE conrelid = t.oid AND conname = $5 AND convalidated)
-          WHEN 'trigger' THEN EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = t.oid AND tgname = $5)
-          WHEN 'index' THEN EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-            WHERE i.indrelid = t.oid AND x.relname = $5 AND i.indisvalid)
-          WHEN 'attached' THEN EXISTS (SELECT FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
-            JOIN pg_catalog.pg_inherits h ON h.inhrelid = x.oid WHERE i.indrelid = t.oid AND x.relname = $5)
-          ELSE false END THEN now() END
-      FROM (SELECT CASE WHEN $4::text <> '' THEN to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)) END AS oid) t
-      WHERE NOT EXISTS (SELECT FROM dflux.schema_step s WHERE s.migration = $1 AND s.kind = $2 AND s.schema_name = $3
-        AND s.table_name = $4 AND s.name = $5 AND s.statement = $6)";
-    let mut written = 0;
-    for step in steps {
-        let needs: Vec<String> = step.needs.iter().map(TableName::quoted).collect();
-        let parameters: [crate::database::Parameter<'_>; 8] = [
-            &config.migration.name,
-            &step.kind.name(),
-            &step.table.schema,
-            &step.table.name,
-            &step.name,
-            &step.statement,
-            &needs,
-            &step.yields.name(),
-        ];
-        let what = format!("writing down step {} of {}", step.name, step.table);
-        written += worker.execute(&what, sql, &parameters).await?;
-    }
-    Ok(written)
+    worker.client.batch_execute("ROLLBACK TO entry; RELEASE entry").await.map_err(failed)?;
+    if error.code().is_some_and(|code| PRESENT.contains(&code.code())) { Ok(false) } else { Err(failed(error)) }
 }
 
 pub fn say(plan: &Plan, counted: &Counted) {
     println!("target: {} object(s) made, {} were there", counted.made, counted.present);
-    let mut kinds: HashMap<&str, usize> = HashMap::new();
-    for step in &plan.steps {
-        *kinds.entry(step.kind.name()).or_default() += 1;
+    for (title, words) in &counted.not_yet {
+        println!(
+            "target: {title} cannot be made yet: {words}\nhint: dflux prepare, when the lane has brought what it needs"
+        );
     }
-    let count = |kind| kinds.get(kind).copied().unwrap_or(0);
-    println!(
-        "target: {} key step(s) for after the load, {} step(s) for after the catch-up ({} new)",
-        count("key"),
-        count("post") + count("cutover"),
-        counted.steps
-    );
     for title in &plan.left_out {
         println!("target: left out, because it belongs to what is not moved: {title}");
     }

@@ -8,8 +8,9 @@ use changelog::TableName;
 use changelog::table::quote_identifier;
 
 use super::archive::Entry;
+use super::checks;
 
-const PG_CONSTRAINT: u32 = 2606;
+pub const PG_CONSTRAINT: u32 = 2606;
 const PG_CLASS: u32 = 1259;
 
 /// Who runs a step.
@@ -34,6 +35,9 @@ impl Kind {
     }
 }
 
+/// A statement, and what shows that it was run.
+pub type Work = (String, Yields);
+
 /// One row of `dflux.schema_step`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -44,12 +48,43 @@ pub struct Step {
     /// Every table that must have its rows and its key before the step is run: its own, one that it refers to, those under a view.
     pub needs: Vec<TableName>,
     pub yields: Yields,
+    /// Of a `key` step, what is run in its place beside a table whose rows are there already: the consumer builds keys only
+    /// behind a load.
+    pub beside: Vec<Work>,
+    /// The table's CREATE makes it too: the step is for a table that is older than it.
+    pub within_table: bool,
+    /// Of a partition's index, the index of the partitioned table that it belongs to: one by another name may be in its place.
+    pub joins: Option<TableName>,
+}
+
+impl Step {
+    /// The steps of kind `post` that take its place.
+    pub fn posts(&self) -> impl Iterator<Item = Step> {
+        self.beside.iter().map(|(statement, yields)| Step {
+            kind: Kind::Post,
+            statement: statement.clone(),
+            yields: *yields,
+            beside: Vec::new(),
+            ..self.clone()
+        })
+    }
+
+    /// `public.orders orders_customer`, for messages.
+    pub fn title(&self) -> String {
+        title(&self.table, &self.name)
+    }
+}
+
+pub fn title(table: &TableName, name: &str) -> String {
+    format!("{}.{} {name}", table.schema, table.name)
 }
 
 /// What is in the target's catalog under the step's table and name once the step is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Yields {
     Index,
+    /// A primary key, whatever its name: there is no second one.
+    Primary,
     Constraint,
     /// A constraint that all rows were checked against.
     Validated,
@@ -64,6 +99,7 @@ impl Yields {
     pub fn name(self) -> &'static str {
         match self {
             Yields::Index => "index",
+            Yields::Primary => "primary",
             Yields::Constraint => "constraint",
             Yields::Validated => "validated",
             Yields::Trigger => "trigger",
@@ -88,8 +124,10 @@ pub struct Constraint {
     pub period: bool,
     /// Its index is the table's replica identity, by which its rows are found then.
     pub identity: bool,
-    /// `pg_get_indexdef` of its index, for a unique constraint.
+    /// `pg_get_indexdef` of its index, for a primary key or a unique constraint.
     pub index_definition: String,
+    /// `pg_get_constraintdef` of a CHECK that is the table's own, not one that it inherits.
+    pub check: Option<String>,
 }
 
 /// An index of the source that belongs to no constraint, by OID.
@@ -137,6 +175,11 @@ pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
             Kind::Post
         };
         let table = world.table(entry);
+        let beside = match constraint {
+            Some(constraint) if of_key => of_constraint(entry, constraint),
+            _ if of_key => vec![(entry.sql.clone(), index.map_or(of_kind(entry), |_| Yields::Index))],
+            _ => Vec::new(),
+        };
         let statements = match (constraint, index) {
             (Some(constraint), _) if of_key => vec![(entry.sql.clone(), constraint.yields())],
             (Some(constraint), _) => of_constraint(entry, constraint),
@@ -154,9 +197,21 @@ pub fn split(entries: &[Entry], pre: &[Entry], catalog: &Catalog) -> Vec<Step> {
             statement,
             needs: needs.clone(),
             yields,
+            beside: beside.clone(),
+            within_table: false,
+            joins: world.joins(entry),
         }));
     }
+    steps.extend(checks::steps(entries, pre, catalog));
     steps
+}
+
+/// Without its check of all rows a constraint is added in a moment; validating it lets writes through.
+pub fn in_two(added: &str, constraint: &Constraint) -> Vec<Work> {
+    let added = added.trim_end().trim_end_matches(';').to_owned() + " NOT VALID;";
+    let (table, name) = (constraint.table.quoted(), quote_identifier(&constraint.name));
+    let validate = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name};");
+    vec![(added, Yields::Constraint), (validate, Yields::Validated)]
 }
 
 impl Catalog {
@@ -174,6 +229,8 @@ struct World<'a> {
     entries: HashMap<u32, &'a Entry>,
     /// Of each relation, constraint and index: its table. A view stands for itself.
     tables: HashMap<u32, TableName>,
+    /// What attaches a partition's index, by the index of either side.
+    attached: HashMap<u32, Vec<&'a Entry>>,
 }
 
 impl<'a> World<'a> {
@@ -187,7 +244,27 @@ impl<'a> World<'a> {
             }
         };
         let tables = all().filter_map(|entry| Some((entry.id, table(entry)?))).collect();
-        World { entries: all().map(|entry| (entry.id, entry)).collect(), tables }
+        let mut attached: HashMap<u32, Vec<&Entry>> = HashMap::new();
+        for entry in entries.iter().filter(|entry| entry.kind == "INDEX ATTACH") {
+            entry.depends_on.iter().for_each(|id| attached.entry(*id).or_default().push(entry));
+        }
+        World { entries: all().map(|entry| (entry.id, entry)).collect(), tables, attached }
+    }
+
+    /// The index of a partitioned table to which this one of a partition, or what attaches it, belongs.
+    fn joins(&self, entry: &Entry) -> Option<TableName> {
+        let (name, table) = (own_name(entry, &self.table(entry)), self.table(entry));
+        let of_it = |attach: &&&Entry| attach.name == name && attach.schema == table.schema;
+        let attach = match entry.kind.as_str() {
+            "INDEX ATTACH" => entry,
+            "INDEX" | "CONSTRAINT" => self.attached.get(&entry.id)?.iter().find(of_it)?,
+            _ => return None,
+        };
+        let above = attach.depends_on.iter().filter(|id| self.tables.get(id).is_some_and(|of| *of != table));
+        let index = above
+            .filter_map(|id| self.entries.get(id))
+            .find(|other| matches!(other.kind.as_str(), "INDEX" | "CONSTRAINT"))?;
+        Some(TableName::new(index.schema.clone(), own_name(index, &self.table(index))))
     }
 
     /// The table that an entry belongs to; one without a name where it belongs to none.
@@ -241,29 +318,37 @@ fn own_name(entry: &Entry, table: &TableName) -> String {
 
 impl Constraint {
     fn yields(&self) -> Yields {
-        if self.validated { Yields::Validated } else { Yields::Constraint }
+        match self.kind {
+            'p' => Yields::Primary,
+            _ if self.validated => Yields::Validated,
+            _ => Yields::Constraint,
+        }
     }
 }
 
-fn of_constraint(entry: &Entry, constraint: &Constraint) -> Vec<(String, Yields)> {
+fn of_constraint(entry: &Entry, constraint: &Constraint) -> Vec<Work> {
     let (table, name) = (constraint.table.quoted(), quote_identifier(&constraint.name));
     match constraint.kind {
-        // Without its check of all rows a foreign key is added in a moment; validating it lets writes through. One that the
-        // source has not checked either (NOT VALID, NOT ENFORCED) stays as it is.
-        'f' if !constraint.partitioned && constraint.validated => {
-            let added = entry.sql.trim_end().trim_end_matches(';').to_owned() + " NOT VALID;";
-            let validate = format!("ALTER TABLE {table} VALIDATE CONSTRAINT {name};");
-            vec![(added, Yields::Constraint), (validate, Yields::Validated)]
-        }
-        'u' if !constraint.partitioned && !constraint.period && !constraint.index_definition.is_empty() => {
+        // One that the source has not checked either (NOT VALID, NOT ENFORCED) stays as it is.
+        'f' if !constraint.partitioned && constraint.validated => in_two(&entry.sql, constraint),
+        'c' if constraint.validated => in_two(&entry.sql, constraint),
+        'u' | 'p'
+            if !constraint.partitioned
+                && !constraint.period
+                && !constraint.index_definition.is_empty()
+                && !entry.sql.trim_end().trim_end_matches(';').contains(";\n") =>
+        {
             let deferred = match (constraint.deferrable, constraint.deferred) {
                 (true, true) => " DEFERRABLE INITIALLY DEFERRED",
                 (true, false) => " DEFERRABLE",
                 (false, _) => "",
             };
-            let add = format!("ALTER TABLE {table} ADD CONSTRAINT {name} UNIQUE USING INDEX {name}{deferred};");
+            // ONLY, or the key would make its children by inheritance NOT NULL.
+            let (only, what) = if constraint.kind == 'p' { ("ONLY ", "PRIMARY KEY") } else { ("", "UNIQUE") };
+            let add = format!("ALTER TABLE {only}{table} ADD CONSTRAINT {name} {what} USING INDEX {name}{deferred};");
             let index = concurrently(&format!("{};", constraint.index_definition));
-            vec![(index, Yields::Index), (add, Yields::Constraint)]
+            let yields = if constraint.kind == 'p' { Yields::Primary } else { Yields::Constraint };
+            vec![(index, Yields::Index), (add, yields)]
         }
         _ => vec![(entry.sql.clone(), constraint.yields())],
     }
@@ -326,6 +411,7 @@ mod tests {
             period: false,
             identity: false,
             index_definition: format!("CREATE UNIQUE INDEX {name} ON public.t USING btree (a)"),
+            check: None,
         }
     }
 
@@ -466,7 +552,7 @@ mod tests {
             entry(11, PG_CONSTRAINT, "FK CONSTRAINT", &[1, 10], "ALTER TABLE ONLY public.t …;"),
             named("v _RETURN", entry(12, 2618, "RULE", &[10, 4], "CREATE OR REPLACE VIEW v …;")),
             named("m", entry(13, 0, "MATERIALIZED VIEW DATA", &[5], "REFRESH MATERIALIZED VIEW m;")),
-            entry(14, PG_CLASS, "INDEX", &[1], "CREATE INDEX i ON ONLY public.t …;"),
+            named("i", entry(14, PG_CLASS, "INDEX", &[1], "CREATE INDEX i ON ONLY public.t …;")),
             named("part_i", entry(15, PG_CLASS, "INDEX", &[14, 3], "CREATE INDEX part_i ON public.part …;")),
             named("part_i", entry(16, 0, "INDEX ATTACH", &[14, 15, 3, 1], "ALTER INDEX i ATTACH PARTITION part_i;")),
         ];
@@ -485,7 +571,7 @@ mod tests {
         };
         let found: Vec<(String, String, Yields)> = steps.iter().map(short).collect();
         let wanted = [
-            ("u", "u", Yields::Validated),
+            ("u", "u", Yields::Primary),
             ("t", "t u", Yields::Constraint),
             ("u", "u", Yields::Unseen),
             ("m", "u", Yields::Unseen),
@@ -496,5 +582,8 @@ mod tests {
         let wanted: Vec<_> =
             wanted.iter().map(|(table, needs, yields)| ((*table).into(), (*needs).into(), *yields)).collect();
         assert_eq!(found, wanted);
+        let joins: Vec<Option<&str>> =
+            steps.iter().map(|step| step.joins.as_ref().map(|of| of.name.as_str())).collect();
+        assert_eq!(joins, [None, None, None, None, None, Some("i"), Some("i")]);
     }
 }

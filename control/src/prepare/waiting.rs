@@ -141,7 +141,7 @@ pub async fn steps(target: &Database, config: &Config) -> Result<Vec<Waiting>, E
         .collect()
 }
 
-/// What stands in the way of the tables that these steps need, by their quoted names. A partition has what its partitioned
+/// What stands in the way of these tables, all by their quoted names. A partition has what its partitioned
 /// table has; a partitioned table that is copied by its partitions has what all of them have.
 ///
 /// # Errors
@@ -149,7 +149,7 @@ pub async fn steps(target: &Database, config: &Config) -> Result<Vec<Waiting>, E
 pub async fn obstacles(
     target: &Database,
     config: &Config,
-    steps: &[Waiting],
+    tables: &[&String],
 ) -> Result<BTreeMap<String, Obstacle>, Error> {
     let sql = "WITH copied AS (
         SELECT DISTINCT to_regclass(quote_ident(schema_name) || '.' || quote_ident(table_name))::oid AS oid
@@ -174,8 +174,7 @@ pub async fn obstacles(
         ELSE '' END
       FROM needed n";
     let lane = format!("{}/forward", config.migration.name);
-    let names: Vec<&String> = steps.iter().flat_map(|step| &step.needs).collect();
-    let rows = target.rows("what the steps wait for", sql, &[&lane, &config.migration.name, &names]).await?;
+    let rows = target.rows("what the steps wait for", sql, &[&lane, &config.migration.name, &tables]).await?;
     let mut obstacles = BTreeMap::new();
     for row in &rows {
         if let Some(obstacle) = Obstacle::from_name(target.get(row, 1)?) {
