@@ -73,6 +73,8 @@ pub struct BackfillCompleted {
 pub struct ResyncRequested {
     pub table: TableName,
     pub generation: u32,
+    /// `pg_class.oid` on the source, where it has another name by now; 0: not known.
+    pub oid: u32,
     /// What only readers of the ledger know: the marker in the source's WAL that begins it names it ([`begins`]).
     pub token: String,
 }
@@ -172,6 +174,7 @@ impl LedgerRecord {
                 put_long(out, 4);
                 put_table(out, &request.table);
                 put_long(out, i64::from(request.generation));
+                put_long(out, i64::from(request.oid));
                 put_bytes(out, request.token.as_bytes());
             }
             LedgerRecord::ResyncRefused(refused) => {
@@ -216,6 +219,7 @@ impl LedgerRecord {
             4 => LedgerRecord::ResyncRequested(ResyncRequested {
                 table: table(r)?,
                 generation: small(r)?,
+                oid: small(r)?,
                 token: r.string()?.to_owned(),
             }),
             5 => LedgerRecord::ResyncRefused(ResyncRefused {

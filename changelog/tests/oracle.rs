@@ -372,7 +372,7 @@ fn ledger_records_round_trip_and_the_avro_library_reads_them() {
             snapshot_lsn: Lsn(9),
         }),
         LedgerRecord::BackfillCompleted(BackfillCompleted { tables: vec![table()], exact_from: Lsn(9) }),
-        LedgerRecord::ResyncRequested(ResyncRequested { table: table(), generation: 2, token: "a".into() }),
+        LedgerRecord::ResyncRequested(ResyncRequested { table: table(), generation: 2, oid: 16384, token: "a".into() }),
         LedgerRecord::ResyncRefused(ResyncRefused { table: table(), generation: 2, reason: "it is gone".into() }),
     ];
     let keys: std::collections::HashSet<String> = records.iter().map(LedgerRecord::key).collect();

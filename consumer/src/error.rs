@@ -76,6 +76,8 @@ pub enum Error {
     IdentityAlways { table: String, column: String, position: Position },
     #[error("chunk {chunk}: {what}")]
     Chunk { chunk: String, what: String },
+    #[error("table {table} has another name within a transaction, while it is copied anew: that is waited for")]
+    Held { table: TableName },
     #[error("table {table} cannot be made in the target")]
     Unmade { table: Box<str>, statement: Box<str>, source: sqlx::Error },
     #[error("{what} failed in the target")]
@@ -97,6 +99,11 @@ pub fn transient(error: &sqlx::Error) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the session or the server is gone, and not only busy with something.
+fn away(error: &sqlx::Error) -> bool {
+    transient(error) && code(error).is_none_or(|code| code.starts_with("08") || code.starts_with("57P"))
 }
 
 /// The SQLSTATE, if the server sent one.
@@ -125,19 +132,40 @@ impl Error {
         }
     }
 
+    /// Whether what one table alone needs has failed: it may be tried again while the rest goes on.
+    pub fn is_of_table(&self) -> bool {
+        match self {
+            Error::Target { source, .. } | Error::Refused { source, .. } | Error::Index { source, .. } => !away(source),
+            error => error.remedy() == Remedy::Stop,
+        }
+    }
+
+    /// The table that is at fault, as it is printed.
+    pub fn table(&self) -> Option<String> {
+        match self {
+            Error::TableMissing { table }
+            | Error::ColumnMissing { table, .. }
+            | Error::TableUnfit { table, .. }
+            | Error::PartitionMissing { table, .. }
+            | Error::ImageMissing { table, .. }
+            | Error::IdentityAlways { table, .. } => Some(table.clone()),
+            Error::Refused { table, .. } => Some(table.to_string()),
+            Error::SchemaChange { table, .. } => Some(table.to_string()),
+            _ => None,
+        }
+    }
+
     pub fn remedy(&self) -> Remedy {
         match self {
             Error::Service(error) if error.transient() => Remedy::Retry,
-            Error::Target { source, .. }
-            | Error::Refused { source, .. }
-            | Error::Index { source, .. }
-            | Error::Unmade { source, .. }
+            Error::Target { source, .. } | Error::Refused { source, .. } | Error::Index { source, .. }
                 if transient(source) =>
             {
                 Remedy::Retry
             }
             Error::Source { source, .. } if source.code().is_none() || source.is_closed() => Remedy::Retry,
-            Error::Kafka { .. } | Error::Thread { .. } => Remedy::Retry,
+            Error::Unmade { source, .. } if away(source) => Remedy::Retry,
+            Error::Kafka { .. } | Error::Thread { .. } | Error::Held { .. } => Remedy::Retry,
             Error::Fenced { .. } => Remedy::StandBy,
             Error::Service(_)
             | Error::Contract { .. }
@@ -252,7 +280,7 @@ impl Hint for Error {
                 )
             }
             Error::Index { statement, .. } => format!("run it by hand to see why: {statement}"),
-            Error::Thread { .. } => return None,
+            Error::Thread { .. } | Error::Held { .. } => return None,
         })
     }
 }

@@ -127,6 +127,13 @@ impl Requests {
         seen.next_offset = next_offset;
     }
 
+    /// The newest request of a table, by its printed name.
+    pub fn newest(&self, table: &str) -> Option<ResyncRequested> {
+        let seen = self.seen();
+        let of_table = seen.by_token.values().filter(|request| request.table.to_string() == table);
+        of_table.max_by_key(|request| request.generation).cloned()
+    }
+
     /// The request of a marker's token. It was in the ledger before the marker was in the WAL, so one that is not in the ledger
     /// now never was.
     ///

@@ -1,8 +1,10 @@
 //! The life of one lane in one process: stand by, lead, load, apply; what passes is tried again, what does not stops it.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use changelog::ledger::ResyncRequested;
 use changelog::{Birth, Lane, Lsn, TableName, Topics};
 use service::program::Context;
 use service::registry::RegistryClient;
@@ -19,12 +21,12 @@ use crate::follow::Following;
 use crate::index::Building;
 use crate::lead::{Leader, stand_by};
 use crate::load::{Loading, backfill};
-use crate::pipeline::{Ended, Pipeline};
+use crate::pipeline::{Ended, Pipeline, Pulse};
 use crate::reader::Reader;
 use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
-use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
+use crate::target::{LaneRow, Marking, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
 use crate::{Error, enums, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
@@ -42,12 +44,22 @@ pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
     let name = changelog::origin::lane_name(&config.migration.name, lane);
     let sessions = Sessions::new(&target_url, &name)?;
     let instance = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
-    let life =
-        Life { sessions, topics: Topics::new(&config.migration.name, lane), instance, source_url, config, shutdown };
+    let life = Life {
+        sessions,
+        topics: Topics::new(&config.migration.name, lane),
+        instance,
+        source_url,
+        config,
+        shutdown,
+        held: Mutex::default(),
+    };
     let mut backoff = Backoff::new(Duration::from_secs(5));
     while !life.shutdown.begun() {
         let led = life.once(&health).await;
         let Err((error, epoch)) = led else { return Ok(()) };
+        if let Error::Held { table } = &error {
+            *life.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(table.clone());
+        }
         match error.remedy() {
             Remedy::StandBy => observe::trouble(&error),
             Remedy::Retry => {
@@ -60,7 +72,7 @@ pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
                     backoff.reset();
                 }
             }
-            Remedy::Stop if epoch.is_some() && life.mended(&error).await => {}
+            Remedy::Stop if life.mended(&error, epoch).await => {}
             Remedy::Stop => {
                 health.unwell(&format!("stopped: {error}"));
                 observe::stopped(&error.to_string());
@@ -103,6 +115,8 @@ struct Life {
     source_url: String,
     config: Config,
     shutdown: Shutdown,
+    /// A table whose copy the next leadership waits for before it applies anything.
+    held: Mutex<Option<TableName>>,
 }
 
 /// An error, with the epoch if this instance led when it came.
@@ -141,7 +155,9 @@ impl Life {
             return Err(Error::Fenced { lane: lane.clone(), epoch: leader.epoch });
         };
         self.same_source(&row, &birth)?;
-        let Some(mut following) = Following::start(&self.loading(leader)).await? else { return Ok(()) };
+        let Some(mut following) = Following::start(&self.loading(leader.epoch, &leader.pulse)).await? else {
+            return Ok(());
+        };
         let exact_from = match row.exact_from {
             Some(exact_from) => {
                 // An error of the last run is over, or will be met again; until then the lane is on its way.
@@ -201,15 +217,15 @@ impl Life {
         Ok(())
     }
 
-    fn loading(&self, leader: &Leader) -> Loading {
+    fn loading(&self, epoch: i64, pulse: &Pulse) -> Loading {
         Loading {
             sessions: self.sessions.clone(),
-            epoch: leader.epoch,
+            epoch,
             kafka: self.config.kafka.clone(),
             topics: self.topics.clone(),
             client: self.client(),
             bytes_max: self.config.consumer.fetch_bytes_max,
-            pulse: leader.pulse.clone(),
+            pulse: pulse.clone(),
             shutdown: self.shutdown.clone(),
         }
     }
@@ -221,7 +237,9 @@ impl Life {
         connection: &mut PgConnection,
         health: &service::telemetry::Health,
     ) -> Result<Option<Lsn>, Error> {
-        let Some(copies) = backfill(&self.loading(leader), following).await? else { return Ok(None) };
+        let Some(copies) = backfill(&self.loading(leader.epoch, &leader.pulse), following).await? else {
+            return Ok(None);
+        };
         set_phase(connection, &self.sessions.lane, leader.epoch, "indexing", None).await?;
         health.ready("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
@@ -259,7 +277,7 @@ impl Life {
         let (asking, requests) = tokio::sync::mpsc::channel(1);
         let mut resync = Ending(tokio::spawn(resync::run(
             Resyncing {
-                loading: self.loading(leader),
+                loading: self.loading(leader.epoch, &leader.pulse),
                 migration: self.config.migration.name.clone(),
                 registry_url: self.config.registry.url.clone(),
                 batch: self.config.consumer.clone(),
@@ -284,6 +302,7 @@ impl Life {
             relations: Relations::new(&self.config.registry.url, lane, &self.topics),
             requests,
             asked,
+            superseded: foldhash::HashSet::default(),
             queue: std::collections::VecDeque::new(),
             batch: Batch::default(),
             inside: false,
@@ -295,6 +314,13 @@ impl Life {
         };
         observe::phase("tolerant");
         health.ready("tolerant");
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(table) = held {
+            tokio::select! {
+                held = pipeline.hold(&table) => held?,
+                error = &mut resync.0 => return Err(error.unwrap_or(Error::Thread { what: "reads tables again" })),
+            }
+        }
         loop {
             let ended = tokio::select! {
                 ended = pipeline.run() => ended?,
@@ -322,18 +348,43 @@ impl Life {
         }
     }
 
-    /// Whether the lane can go on where it was: an enum has got the value that the target refused.
-    async fn mended(&self, error: &Error) -> bool {
-        let Some(refused) = error.of_target().and_then(enums::refused) else { return false };
-        let carried = async {
-            let client = Address::parse("source", &self.source_url)?.connect("dflux consumer").await?;
-            let mut connection = self.sessions.open(Purpose::Heartbeat).await?;
-            enums::carry(&client, &mut connection, refused).await
-        };
-        carried.await.unwrap_or_else(|error| {
+    /// Whether the lane can go on where it was: an enum has got the value that the target refused, or the table is left to a copy.
+    async fn mended(&self, error: &Error, epoch: Option<i64>) -> bool {
+        let Some(epoch) = epoch else { return false };
+        let mended = async { Ok::<_, Error>(self.carried(error).await? || self.left(error, epoch).await?) };
+        mended.await.unwrap_or_else(|error| {
             observe::trouble(&error);
             false
         })
+    }
+
+    async fn carried(&self, error: &Error) -> Result<bool, Error> {
+        let Some(refused) = error.of_target().and_then(enums::refused) else { return Ok(false) };
+        let client = Address::parse("source", &self.source_url)?.connect("dflux consumer").await?;
+        let mut connection = self.sessions.open(Purpose::Heartbeat).await?;
+        enums::carry(&client, &mut connection, refused).await
+    }
+
+    /// A copy was asked for of the table that is at fault. It begins further on, where the lane cannot come; whatever is before
+    /// that is in the copy.
+    async fn left(&self, error: &Error, epoch: i64) -> Result<bool, Error> {
+        let Some(table) = error.table() else { return Ok(false) };
+        let Some(following) = Following::start(&self.loading(epoch, &Pulse::default())).await? else {
+            return Ok(false);
+        };
+        let Some(ResyncRequested { table, generation, .. }) = following.requests.newest(&table) else {
+            return Ok(false);
+        };
+        let mut connection = self.sessions.open(Purpose::Apply).await?;
+        let states = resync::states(&mut connection, &self.sessions.lane).await?;
+        if states.iter().any(|state| state.table == table && state.generation >= generation) {
+            return Ok(false);
+        }
+        let scope = Scope::Table(table.clone());
+        let mut applier = Applier::new(connection, Marking::Message, scope, &self.sessions.lane, epoch);
+        applier.suspend(&table, generation, true).await?;
+        observe::resync(&table.to_string(), generation, "resyncing");
+        Ok(true)
     }
 
     /// Leaves word in the target; that this fails too must not hide the error itself.
@@ -375,7 +426,7 @@ async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::Ha
     let mut rules = rule::of_copies(connection, lane).await?;
     for state in resync::states(connection, lane).await? {
         match state.state.as_str() {
-            "live" => {}
+            "live" if state.next_generation.is_none() => {}
             "gone" => {
                 rules.insert(state.table, Rule::GONE);
             }

@@ -38,6 +38,12 @@ impl Ledger {
         }
     }
 
+    /// Whether nothing more comes of a copy.
+    pub fn settled(&self, table: &TableName, generation: u32) -> bool {
+        let copy = (table.clone(), generation);
+        self.copied.contains_key(&copy) || self.refused.contains_key(&copy)
+    }
+
     /// Chunks of one generation of a table that are not among `loaded`; `None` until the table is copied.
     pub fn missing(&self, table: &TableName, generation: u32, loaded: &HashSet<ChunkId>) -> Option<Vec<ChunkId>> {
         let copied = self.copied.get(&(table.clone(), generation))?;

@@ -165,11 +165,11 @@ pub async fn shared_for(
     lane: &str,
     (table, generation): (&TableName, u32),
 ) -> Result<Arc<Mutex<Shared>>, Error> {
-    let columns = catalog::table(connection, table).await?.columns;
-    let columns = columns.into_iter().map(|column| column.name).collect();
-    let loaded = loaded(connection, lane).await?;
-    let (wanted, tables) = (Generations::only(table, generation), HashMap::from([(table.clone(), columns)]));
-    Ok(Arc::new(Mutex::new(Shared { loaded, wanted, tables, ..Shared::default() })))
+    let mut loaded = loaded(connection, lane).await?;
+    // Of this copy alone: before its first chunk the table must be empty.
+    loaded.retain(|id| (&id.table, id.generation) == (table, generation));
+    let wanted = Generations::only(table, generation);
+    Ok(Arc::new(Mutex::new(Shared { loaded, wanted, ..Shared::default() })))
 }
 
 /// Loads one chunk from where the ledger says that it lies, unless a worker has come to it meanwhile.

@@ -15,7 +15,6 @@ use tokio::sync::mpsc;
 use crate::catalog::{Met, Relations, Told};
 use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
-use crate::evolve::Refusal;
 use crate::execute::{Applier, Batch, Tail, prepare};
 use crate::follow::Requests;
 use crate::merge::Applied;
@@ -63,6 +62,8 @@ pub struct Pipeline<'a> {
     pub requests: mpsc::Receiver<Request>,
     /// What the ledger has of that.
     pub asked: Requests,
+    /// Suspended tables of which a later copy has begun than the one that is being loaded.
+    pub superseded: foldhash::HashSet<TableName>,
     /// Received and not taken yet.
     pub queue: VecDeque<Item>,
     pub batch: Batch,
@@ -240,11 +241,13 @@ impl Pipeline<'_> {
                 self.rules.insert(table, Rule::GONE);
             }
             Request::Rejoin { table, rule, at, rejoined } => {
-                if at.send(self.applied).is_err() {
+                // Dropped meanwhile, or renamed.
+                if !self.rules.get(&table).is_some_and(|rule| rule.suspended) || at.send(self.applied).is_err() {
                     return Ok(());
                 }
                 // The last stretch, between the position that the table has reached and the lane's: short by then.
                 match tokio::time::timeout(resync::REJOIN_WITHIN, rejoined).await {
+                    Ok(Ok(())) if self.superseded.contains(&table) => {}
                     Ok(Ok(())) => {
                         self.relations.forget(&table);
                         // The lane may still be below the copy's snapshot: what is in the copy is not applied again.
@@ -348,12 +351,14 @@ impl Pipeline<'_> {
         let lane = applier.lane().to_owned();
         let known = resync::states(&mut applier.connection, &lane).await?;
         let known = known.into_iter().find(|state| state.table == table);
-        if known.is_some_and(|state| state.next_generation.max(Some(state.generation)) >= Some(generation)) {
+        if known.is_some_and(|state| state.state != "gone" && state.newest() >= generation) {
             return Ok(());
         }
         if another_copy {
             // Another copy of it is being loaded: who does that goes on with this one.
-            return resync::supersede(&mut applier.connection, &lane, &table, generation).await;
+            resync::supersede(&mut applier.connection, &lane, &table, generation).await?;
+            self.superseded.insert(table);
+            return Ok(());
         }
         applier.suspend(&table, generation, true).await?;
         self.suspended(table);
@@ -362,6 +367,7 @@ impl Pipeline<'_> {
 
     fn suspended(&mut self, table: TableName) {
         self.relations.forget(&table);
+        self.superseded.remove(&table);
         self.rules.insert(table, Rule { suspended: true, ..Rule::default() });
     }
 
@@ -395,16 +401,16 @@ impl Pipeline<'_> {
     /// Tables of the source were changed: the target's are in the transaction of the rows around it.
     async fn schema(&mut self, change: &SchemaChange, offset: i64) -> Result<(), Error> {
         for changed in &change.tables {
-            self.unsuspended(changed, change.position).await?;
+            self.unsuspended(changed).await?;
         }
         self.inside = true;
         self.at = change.position.commit_lsn;
         let mut dropped = Vec::new();
         for changed in &change.tables {
             let rule = self.rules.get(&changed.previous);
-            let gone = drops(changed) && rule == Some(&Rule::GONE);
-            // What is copied anew comes as it is then.
-            if !gone && rule.is_some_and(|rule| left(rule, self.at)) {
+            let unbuilt = rule.is_some_and(|rule| rule.suspended || *rule == Rule::GONE);
+            // What is copied anew comes as it is then, unless it is another table then.
+            if rule.is_some_and(|rule| left(rule, self.at)) && !(unbuilt && (drops(changed) || renames(changed))) {
                 continue;
             }
             if drops(changed) {
@@ -424,20 +430,36 @@ impl Pipeline<'_> {
     }
 
     /// A table that is copied anew is known by its name to who copies it: that ends first.
-    async fn unsuspended(&mut self, changed: &TableChange, position: Position) -> Result<(), Error> {
-        if !drops(changed) && changed.table == changed.previous {
+    async fn unsuspended(&mut self, changed: &TableChange) -> Result<(), Error> {
+        if !renames(changed) || !self.rules.get(&changed.previous).is_some_and(|rule| rule.suspended) {
             return Ok(());
         }
-        while self.rules.get(&changed.previous).is_some_and(|rule| rule.suspended) {
-            if self.inside {
-                let what = "has another name now, or was dropped, while it is copied anew".to_owned();
-                let refusal = Box::new(Refusal { what, statement: String::new(), copy_again: true });
-                return Err(Error::SchemaChange { table: changed.previous.clone(), position, refusal });
-            }
+        if self.inside && !self.failed(&changed.previous).await? {
+            return Err(Error::Held { table: changed.previous.clone() });
+        }
+        if self.inside { Ok(()) } else { self.hold(&changed.previous).await }
+    }
+
+    /// Whether a table could not be built so far: nothing waits for it.
+    async fn failed(&mut self, table: &TableName) -> Result<bool, Error> {
+        let applier = self.applier().await?;
+        let lane = applier.lane().to_owned();
+        let states = resync::states(&mut applier.connection, &lane).await?;
+        Ok(states.iter().any(|state| state.table == *table && state.failed))
+    }
+
+    /// Between two transactions: waits until the table is the lane's again, or cannot be.
+    ///
+    /// # Errors
+    /// What a re-sync that ends meets.
+    pub async fn hold(&mut self, table: &TableName) -> Result<(), Error> {
+        while self.rules.get(table).is_some_and(|rule| rule.suspended) {
             self.pulse.store(now_micros(), Ordering::Relaxed);
-            let request = tokio::time::timeout(Duration::from_millis(500), self.requests.recv()).await;
-            if let Ok(Some(request)) = request {
-                self.serve(request).await?;
+            match tokio::time::timeout(Duration::from_millis(500), self.requests.recv()).await {
+                Ok(Some(request)) => self.serve(request).await?,
+                Ok(None) => return Err(Error::Thread { what: "copies a table anew" }),
+                Err(_) if self.failed(table).await? => return Ok(()),
+                Err(_) => {}
             }
             if self.shutdown.begun() {
                 return Err(Error::Thread { what: "copies a table anew" });
@@ -453,11 +475,18 @@ impl Pipeline<'_> {
         }
         let Some(schema_id) = *schema_id else { return Ok(()) };
         if table != previous {
-            self.whole_table().await?.rename_table(previous, table, change).await?;
+            let rule = self.rules.get(previous).copied();
+            let built = rule.is_none_or(|rule| !rule.suspended && rule != Rule::GONE);
+            self.whole_table().await?.rename_table((previous, built), table, change).await?;
             self.relations.renamed(previous, table);
-            if let Some(rule) = self.rules.remove(previous) {
-                self.rules.insert(table.clone(), rule);
+            self.rules.remove(previous);
+            self.rules.remove(table);
+            if !built {
+                // Its events wait for a copy under its new name.
+                self.suspended(table.clone());
+                return Ok(());
             }
+            self.rules.extend(rule.map(|rule| (table.clone(), rule)));
         }
         let told = Told { previous_schema_id: *previous_schema_id, statement: &change.statement };
         self.meet(schema_id, change.position, Some(told)).await.map(|_| ())
@@ -566,6 +595,10 @@ impl Pipeline<'_> {
         })));
         Ok(())
     }
+}
+
+fn renames(changed: &TableChange) -> bool {
+    !drops(changed) && changed.partition_of.is_empty() && changed.table != changed.previous
 }
 
 fn drops(changed: &TableChange) -> bool {

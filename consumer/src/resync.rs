@@ -26,7 +26,7 @@ use sqlx::postgres::PgConnection;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::catalog::{Met, Relations};
-use crate::error::{Remedy, contract, target};
+use crate::error::{contract, target};
 use crate::event::{Arena, RawEvent};
 use crate::execute::{Applier, Batch, Scope, prepare};
 use crate::follow::Following;
@@ -73,9 +73,16 @@ pub struct State {
     pub replay_from: Option<Lsn>,
     /// Of a copy that began while another was loaded.
     pub next_generation: Option<u32>,
+    /// It could not be built so far.
+    pub failed: bool,
 }
 
 impl State {
+    /// Of the copies that have begun.
+    pub fn newest(&self) -> u32 {
+        self.next_generation.map_or(self.generation, |next| next.max(self.generation))
+    }
+
     /// Whether the table is another's than the lane's, or is to be.
     fn open(&self) -> bool {
         !matches!(self.state.as_str(), "live" | "gone") || self.next_generation.is_some()
@@ -85,7 +92,7 @@ impl State {
 /// # Errors
 /// `Target`.
 pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<State>, Error> {
-    let sql = "SELECT schema_name, table_name, coalesce(generation, 0), coalesce(state, 'live'), replay_from::text, next_generation \
+    let sql = "SELECT schema_name, table_name, coalesce(generation, 0), coalesce(state, 'live'), replay_from::text, next_generation, error IS NOT NULL \
                FROM dflux.table_state WHERE lane = $1";
     let rows = sqlx::query(sql).bind(lane).fetch_all(connection).await.map_err(target("dflux.table_state"))?;
     let state = |row: &sqlx::postgres::PgRow| -> Result<State, sqlx::Error> {
@@ -95,6 +102,7 @@ pub async fn states(connection: &mut PgConnection, lane: &str) -> Result<Vec<Sta
             state: row.try_get(3)?,
             replay_from: row.try_get::<Option<String>, _>(4)?.and_then(|text| text.parse().ok()),
             next_generation: row.try_get::<Option<i32>, _>(5)?.map(|generation| generation as u32),
+            failed: row.try_get(6)?,
         })
     };
     rows.iter().map(state).collect::<Result<_, _>>().map_err(target("dflux.table_state"))
@@ -138,12 +146,19 @@ async fn watch(
 ) -> Result<std::convert::Infallible, Error> {
     let sessions = &resyncing.loading.sessions;
     let mut connection = sessions.open(Purpose::Heartbeat).await?;
-    let mut failed: HashMap<TableName, Instant> = HashMap::new();
+    let mut failed: HashMap<TableName, (Instant, u32)> = HashMap::new();
     loop {
         let states = states(&mut connection, &sessions.lane).await?;
-        for state in states.into_iter().filter(State::open) {
+        let open: Vec<State> = states.into_iter().filter(State::open).collect();
+        let alone = open.len() == 1;
+        for state in open {
             let table = state.table.clone();
-            if failed.get(&table).is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
+            let waits = |(at, times): &(Instant, u32)| at.elapsed() < AGAIN_AFTER * 2_u32.pow(*times.min(&4));
+            // A copy that is still being made is loaded beside that only where nothing else waits.
+            let settled = state.state != "resyncing"
+                || state.next_generation.is_some()
+                || following.ledger.settled(&state.table, state.generation);
+            if failed.get(&table).is_some_and(waits) || !(alone || settled) {
                 continue;
             }
             match one(resyncing, requests, following, state).await {
@@ -151,10 +166,11 @@ async fn watch(
                     failed.remove(&table);
                 }
                 // It is this table's alone: the lane leaves it.
-                Err(error) if error.remedy() == Remedy::Stop => {
+                Err(error) if error.is_of_table() => {
                     observe::resync_failed(&table.to_string(), &error);
                     note(&mut connection, &sessions.lane, &table, &error).await?;
-                    failed.insert(table, Instant::now());
+                    let times = failed.get(&table).map_or(0, |(_, times)| times + 1);
+                    failed.insert(table, (Instant::now(), times));
                 }
                 Err(error) => return Err(error),
             }
@@ -181,9 +197,11 @@ async fn one(
     if state.state == "resyncing" {
         match load(resyncing, &mut connection, following, &state).await? {
             Loaded::All => {}
-            Loaded::Superseded => return Ok(()),
+            Loaded::Later => return Ok(()),
             Loaded::Refused(reason) => {
-                set_state(&mut connection, lane, &table, "gone", None).await?;
+                if !set_state(&mut connection, lane, &state, ("gone", None)).await? {
+                    return Ok(());
+                }
                 let gone = Request::Gone { table: table.clone() };
                 requests.send(gone).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
                 observe::resync(&table.to_string(), generation, &format!("gone: {reason}"));
@@ -195,7 +213,9 @@ async fn one(
         let building = Building { sessions: &loading.sessions, migration: &resyncing.migration, workers };
         building.one(&table, following.ledger.plans.get(&(table.clone(), state.generation))).await?;
         let from = of_copy(&mut connection, lane, &table).await?.skip_below;
-        set_state(&mut connection, lane, &table, "rejoining", Some(from)).await?;
+        if !set_state(&mut connection, lane, &state, ("rejoining", Some(from))).await? {
+            return Ok(());
+        }
         observe::resync(&table.to_string(), generation, "rejoining");
         state = State { state: "rejoining".into(), replay_from: Some(from), ..state };
     }
@@ -215,9 +235,10 @@ async fn one(
     let (resume, rejoined) = oneshot::channel();
     let request = Request::Rejoin { table: table.clone(), rule, at, rejoined };
     requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
-    let reached = reached.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+    // It was dropped or renamed meanwhile.
+    let Ok(reached) = reached.await else { return Ok(()) };
     replay.up_to(reached).await?;
-    set_state(&mut replay.applier.connection, lane, &table, "live", None).await?;
+    set_state(&mut replay.applier.connection, lane, &state, ("live", None)).await?;
     let _ = resume.send(());
     observe::resync(&table.to_string(), generation, "live");
     Ok(())
@@ -271,7 +292,8 @@ pub async fn supersede(
 
 /// Leaves word of why a table is not built.
 async fn note(connection: &mut PgConnection, lane: &str, table: &TableName, error: &Error) -> Result<(), Error> {
-    let sql = "UPDATE dflux.table_state SET error = $4 WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
+    let sql = "UPDATE dflux.table_state SET error = $4 WHERE lane = $1 AND schema_name = $2 AND table_name = $3 \
+               AND state NOT IN ('live', 'gone')";
     let text = service::report(error, error.hint());
     let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(text);
     query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
@@ -283,8 +305,8 @@ async fn of_copy(connection: &mut PgConnection, lane: &str, table: &TableName) -
 
 enum Loaded {
     All,
-    /// Another copy has begun: this one need not be whole any more.
-    Superseded,
+    /// Another copy has begun, or other tables wait while this one is still being copied.
+    Later,
     /// The source cannot give it, for this reason.
     Refused(String),
 }
@@ -301,6 +323,10 @@ async fn load(
     // Of a table that is dropped on the source meanwhile the definition is empty.
     let mut tried = Vec::new();
     while !catalog::exists(connection, &state.table).await? {
+        if !tried.is_empty() {
+            let what = "something else has its name, or its partitioned table is none there".to_owned();
+            return Err(Error::TableUnfit { table: state.table.to_string(), what });
+        }
         match following.ledger.plans.get(&copy).filter(|plan| plan.definition != tried) {
             Some(plan) => {
                 tried.clone_from(&plan.definition);
@@ -349,26 +375,28 @@ async fn further(
         followed = following.next() => followed?,
         () = tokio::time::sleep(LOOKS_EVERY) => {
             let states = states(connection, lane).await?;
-            if states.iter().any(|known| known.table == state.table && known.next_generation.is_some()) {
-                return Ok(Some(Loaded::Superseded));
+            let goes_on = |known: &State| (known.generation, known.next_generation) == (state.generation, None);
+            let mut open = states.iter().filter(|state| state.open());
+            if !open.all(|known| known.table == state.table && goes_on(known)) {
+                return Ok(Some(Loaded::Later));
             }
         }
     }
     Ok(None)
 }
 
+/// False if it is not this copy's any more.
 async fn set_state(
     connection: &mut PgConnection,
     lane: &str,
-    table: &TableName,
-    state: &str,
-    replay_from: Option<Lsn>,
-) -> Result<(), Error> {
-    let sql = "UPDATE dflux.table_state SET state = $4, replay_from = coalesce($5::pg_lsn, replay_from), error = NULL WHERE lane = $1 \
-               AND schema_name = $2 AND table_name = $3";
-    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(state);
-    let query = query.bind(replay_from.map(|lsn| lsn.to_string()));
-    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
+    state: &State,
+    (to, replay_from): (&str, Option<Lsn>),
+) -> Result<bool, Error> {
+    let sql = "UPDATE dflux.table_state SET state = $5, replay_from = coalesce($6::pg_lsn, replay_from), error = NULL WHERE lane = $1 \
+               AND schema_name = $2 AND table_name = $3 AND generation = $4 AND state IN ('resyncing', 'rejoining')";
+    let query = sqlx::query(sql).bind(lane).bind(&state.table.schema).bind(&state.table.name);
+    let query = query.bind(state.generation as i32).bind(to).bind(replay_from.map(|lsn| lsn.to_string()));
+    Ok(query.execute(connection).await.map_err(target("dflux.table_state"))?.rows_affected() == 1)
 }
 
 /// One partition of the table's topic.
@@ -546,7 +574,8 @@ mod tests {
     fn what_is_not_the_lanes_is_built_and_what_a_later_copy_has_begun_of() {
         let open = |state: &str, next_generation| {
             let table = TableName::new("s", "t");
-            State { table, generation: 1, state: state.into(), replay_from: None, next_generation }.open()
+            State { table, generation: 1, state: state.into(), replay_from: None, next_generation, failed: false }
+                .open()
         };
         assert!(["requested", "resyncing", "rejoining"].iter().all(|state| open(state, None)));
         assert!(!open("live", None) && !open("gone", None));

@@ -46,9 +46,9 @@ pub async fn run(config: &Config, argument: &str, from: From, wait: Option<Durat
     }
     let records = kafka.ledger(&topic).await?;
     let (table, generation) = match published {
-        Some(table) => {
-            let generation = next_generation(&records, &table);
-            ask_producer(config, &kafka, &topic, (&table, generation)).await?;
+        Some((table, oid)) => {
+            let generation = next_generation(&records);
+            ask_producer(config, &kafka, &topic, (&table, oid, generation)).await?;
             println!("requested: {table} is read again as generation {generation}");
             (table, generation)
         }
@@ -71,12 +71,12 @@ async fn ask_producer(
     config: &Config,
     kafka: &Kafka,
     topic: &str,
-    (table, generation): (&TableName, u32),
+    (table, oid, generation): (&TableName, u32, u32),
 ) -> Result<(), Error> {
     let registry = RegistryClient::new(&config.registry.url);
     let schema = registry.register(&format!("{topic}-value"), ledger::SCHEMA).await?;
     let token = uuid::Uuid::new_v4().simple().to_string();
-    let record = LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token });
+    let record = LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, oid, token });
     let mut value = Vec::new();
     record.encode(schema, &mut value);
     kafka.put(topic, &record.key(), &value).await
@@ -141,8 +141,8 @@ fn copied(records: &[LedgerRecord], argument: &str) -> Result<(TableName, u32), 
     Ok((table, newest))
 }
 
-/// The table under the name that it is published by: a partition's is its partitioned table.
-async fn published(config: &Config, argument: &str) -> Result<TableName, Error> {
+/// The table under the name that it is published by, and its OID: a partition's is its partitioned table.
+async fn published(config: &Config, argument: &str) -> Result<(TableName, u32), Error> {
     let source = Database::connect("source", &config.source.url).await?;
     let all = tables::read(&source).await?;
     let mut table = tables::find(&all, &config.migration, argument)?;
@@ -152,7 +152,7 @@ async fn published(config: &Config, argument: &str) -> Result<TableName, Error> 
     let selection = catalog::select(&known, &config.migration);
     loop {
         if selection.published.iter().any(|published| published.name == table.name) {
-            return Ok(table.name.clone());
+            return Ok((table.name.clone(), table.oid));
         }
         let above = table.parent.and_then(|oid| all.iter().find(|table| table.oid == oid));
         table = above.ok_or_else(|| Error::NotSelected {
@@ -208,6 +208,7 @@ mod tests {
         let asked = LedgerRecord::ResyncRequested(ResyncRequested {
             table: TableName::new("a", "t"),
             generation: 2,
+            oid: 0,
             token: String::new(),
         });
         let records =

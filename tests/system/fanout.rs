@@ -154,7 +154,7 @@ fn a_second_target_is_built_from_the_topics_and_follows_beside_the_first() {
     exact(&copy, &follower);
     assert_eq!(
         copy.column("SELECT DISTINCT table_name || generation FROM dflux.chunk ORDER BY 1").unwrap(),
-        ["audit1", "lines0", "orders1"]
+        ["audit2", "lines0", "orders1"]
     );
     // What is asked of the source from now on reaches both.
     dflux(&second, ["resync", "lines", "--wait"]).expect_code(0).unwrap();

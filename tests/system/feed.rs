@@ -424,7 +424,7 @@ impl Feed {
         let token = format!("{table} {generation}");
         let begins = changelog::ledger::begins(&token);
         let table = TableName::new("public", table);
-        self.ledger(LedgerRecord::ResyncRequested(ResyncRequested { table, generation, token }));
+        self.ledger(LedgerRecord::ResyncRequested(ResyncRequested { table, generation, oid: 0, token }));
         self.marker(&begins);
     }
 

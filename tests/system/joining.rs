@@ -17,9 +17,14 @@ fn flowing(label: &str) -> Moving {
 }
 
 impl Moving {
-    /// Returns when a table of this generation is the lane's.
+    /// Returns when a table of this generation, or a later one, is the lane's.
     fn joined(&self, table: &str, generation: u32) {
         self.settled_again(table, generation);
+    }
+
+    /// The first generation that a table that is created now can have.
+    fn next(&self) -> u32 {
+        self.target.number("SELECT coalesce(max(generation), 0) + 1 FROM dflux.table_state").unwrap() as u32
     }
 
     fn without_trigger(&self) {
@@ -209,13 +214,151 @@ fn a_table_that_cannot_join_says_why_and_holds_up_nothing_else() {
     moving.told("it is the lane's no more", |moving| ["gone", "live"].contains(&moving.state("fleeting").as_str()));
     moving.becomes("it is not on the target", "SELECT to_regclass('fleeting') IS NULL");
     // The name is free for another.
+    let next = moving.next();
     moving
         .source
         .run("CREATE TABLE fleeting (id int PRIMARY KEY, v text); INSERT INTO fleeting VALUES (1, 'again')")
         .unwrap();
-    moving.joined("fleeting", 2);
+    moving.joined("fleeting", next);
     moving.caught_up();
     moving.assert_tables_same(&["fleeting"]);
+}
+
+#[test]
+fn tables_of_others_rows_of_others_and_what_is_dropped_before_it_is_built_stop_nothing() {
+    let moving = flowing("others");
+    // The target's own table of this name has rows, which nobody may remove; the other's default cannot be made.
+    moving
+        .target
+        .run("CREATE TABLE noted (id int PRIMARY KEY, own text); INSERT INTO noted VALUES (7, 'the target''s')")
+        .unwrap();
+    moving
+        .source
+        .run(
+            "CREATE FUNCTION number() RETURNS int LANGUAGE sql AS 'SELECT 5';
+             CREATE TABLE noted (id int PRIMARY KEY, own text); INSERT INTO noted VALUES (1, 'the source''s');
+             CREATE TABLE calls (id int PRIMARY KEY, n int DEFAULT number()); INSERT INTO calls VALUES (1);
+             CREATE TABLE calls_too (id int PRIMARY KEY, n int DEFAULT number()); INSERT INTO calls_too VALUES (1);
+             CREATE TABLE plain (id int PRIMARY KEY); INSERT INTO plain VALUES (1)",
+        )
+        .unwrap();
+    moving.joined("plain", 1);
+    moving.told("all say why", |moving| {
+        let state = |table: &str| moving.state(table);
+        state("calls").contains("number()")
+            && state("calls_too").contains("number()")
+            && state("noted").contains("holds rows")
+    });
+    assert_eq!(moving.target.value("SELECT n::text FROM noted n").unwrap(), "(7,\"the target's\")");
+    // The lane goes on over a drop and a rename of what is not built.
+    moving
+        .source
+        .run("INSERT INTO calls VALUES (2); DROP TABLE calls; ALTER TABLE calls_too RENAME TO called; UPDATE flow SET v = 'after'")
+        .unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["flow", "plain"]);
+    assert_eq!(moving.state("calls"), "live");
+    assert!(moving.state("called").contains("dflux resync public.called"), "{}", moving.state("called"));
+    moving.target.run("TRUNCATE noted; CREATE FUNCTION number() RETURNS int LANGUAGE sql AS 'SELECT 5'").unwrap();
+    moving.joined("noted", 1);
+    run("dflux", &moving.migration.config(), ["resync", "called", "--wait"]).unwrap().expect_code(0).unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["flow", "plain", "noted", "called"]);
+}
+
+#[test]
+fn a_table_that_the_role_may_not_read_is_named_and_the_stream_goes_on() {
+    let moving = Moving::shared("foreign");
+    let role = format!("{}_mover", moving.migration.name);
+    moving
+        .source
+        .run(&format!(
+            "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'mover'; GRANT CREATE ON DATABASE {database} TO {role};
+             GRANT CREATE, USAGE ON SCHEMA public TO {role}; SET ROLE {role}; CREATE TABLE flow (id int PRIMARY KEY, v text); RESET ROLE;
+             INSERT INTO flow VALUES (0, 'first')",
+            database = moving.source.value("SELECT quote_ident(current_database())").unwrap()
+        ))
+        .unwrap();
+    let url = moving.source.value("SELECT current_setting('port')").unwrap();
+    let database = moving.source.value("SELECT current_database()").unwrap();
+    let url = format!("postgresql://{role}:mover@127.0.0.1:{url}/{database}");
+    moving.migration.configure(&[("source", "url", url.into())]).unwrap();
+    let mut moving = moving;
+    moving.prepare();
+    moving.start();
+    moving
+        .source
+        .run(&format!(
+            "CREATE TABLE backup AS SELECT 1 AS a; SET ROLE {role}; CREATE TABLE ours (id int PRIMARY KEY); INSERT INTO ours VALUES (1); RESET ROLE"
+        ))
+        .unwrap();
+    moving.joined("ours", 1);
+    moving.source.run("UPDATE flow SET v = 'after'; INSERT INTO ours VALUES (2)").unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["flow", "ours"]);
+    let log = moving.services[0].log();
+    assert!(log.contains("a new table does not join table=public.backup"), "{log}");
+    // One that it may publish and not read is refused when it is copied.
+    moving
+        .source
+        .run(&format!(
+            "ALTER TABLE backup OWNER TO {role}; REVOKE ALL ON backup FROM {role};
+             SET ROLE {role}; CREATE TABLE last (id int PRIMARY KEY); RESET ROLE; UPDATE flow SET v = 'later'"
+        ))
+        .unwrap();
+    let next = moving.next();
+    moving.joined("last", next);
+    moving.caught_up();
+    moving.assert_tables_same(&["flow", "ours", "last"]);
+}
+
+#[test]
+fn a_table_that_gets_its_name_while_it_is_copied_arrives_under_it() {
+    let moving = flowing("renaming");
+    moving
+        .source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT n, 'old' FROM generate_series(1, 300) n",
+        )
+        .unwrap();
+    moving.joined("t", 1);
+    // The one that is made, and that under its later name.
+    let next = moving.next() + 1;
+    // The snapshot of the copy waits for this transaction.
+    let held = moving.migration.source().unwrap();
+    held.run("BEGIN; INSERT INTO flow VALUES (77, 'open')").unwrap();
+    moving.source.run("CREATE TABLE t_new (id int PRIMARY KEY, v text, w int); INSERT INTO t_new SELECT n, 'new', n FROM generate_series(1, 500) n").unwrap();
+    moving.told("it is published", |moving| {
+        moving.source.value("SELECT count(*) FROM pg_publication_tables WHERE tablename = 't_new'").unwrap() == "1"
+    });
+    moving
+        .source
+        .run(
+            "INSERT INTO t_new VALUES (1000, 'before', 1);
+             BEGIN; ALTER TABLE t RENAME TO t_old; ALTER TABLE t_new RENAME TO t; UPDATE t SET w = 0 WHERE id % 2 = 0; COMMIT;
+             INSERT INTO t VALUES (1001, 'after', 1); UPDATE t_old SET v = 'older' WHERE id % 2 = 0; UPDATE flow SET v = 'w'",
+        )
+        .unwrap();
+    held.run("COMMIT").unwrap();
+    moving.joined("t", next);
+    moving.caught_up();
+    moving.assert_tables_same(&["t", "t_old", "flow"]);
+}
+
+#[test]
+fn a_lane_that_stopped_at_a_table_goes_on_when_a_copy_of_that_is_asked_for() {
+    let mut moving = flowing("freed");
+    moving.source.run("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')").unwrap();
+    moving.joined("t", 1);
+    moving.target.run("ALTER TABLE t ADD CHECK (v <> 'bad')").unwrap();
+    moving.source.run("UPDATE flow SET v = 'x'; INSERT INTO t VALUES (2, 'bad'); UPDATE flow SET v = 'y'").unwrap();
+    moving.services[1].process().wait_ended(std::time::Duration::from_secs(60)).unwrap();
+    moving.source.run("DELETE FROM t WHERE id = 2; INSERT INTO t VALUES (3, 'good')").unwrap();
+    run("dflux", &moving.migration.config(), ["resync", "t"]).unwrap().expect_code(0).unwrap();
+    moving.restart(1);
+    moving.joined("t", 2);
+    moving.caught_up();
+    moving.assert_tables_same(&["t", "flow"]);
 }
 
 #[test]

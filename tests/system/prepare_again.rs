@@ -29,8 +29,10 @@ fn assert_says(said: &Said, parts: &[&str]) {
     }
 }
 
+/// New tables come when they are asked for.
 fn started(label: &str, schema: &str) -> Moving {
     let mut moving = Moving::shared(label);
+    moving.migration.configure(&[("migration", "join_new_tables", false.into())]).unwrap();
     moving.source.run(schema).unwrap();
     moving.prepare();
     moving.start();

@@ -544,6 +544,7 @@ fn a_table_created_later_joins_by_a_resync_and_is_copied_exactly() {
     let request = LedgerRecord::ResyncRequested(changelog::ledger::ResyncRequested {
         table: table.clone(),
         generation: 1,
+        oid: 0,
         token: "asked".into(),
     });
     let (mut value, broker) = (Vec::new(), &stack::shared().unwrap().broker);

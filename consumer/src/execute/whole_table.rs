@@ -12,7 +12,7 @@ use crate::target::run;
 use crate::{Error, catalog, observe};
 
 /// SQLSTATEs that say: it is there already.
-const THERE: [&str; 4] = ["42P06", "42P07", "42710", "42P16"];
+const THERE: [&str; 3] = ["42P06", "42P07", "42710"];
 /// A change of a table waits so long for the sessions that read it, and is then tried again: others would queue behind it.
 const ALTER_WITHIN: &str = "SET LOCAL lock_timeout = '5s'";
 
@@ -29,16 +29,7 @@ impl Applier {
     /// `Target`, `Fenced`.
     pub async fn suspend(&mut self, table: &TableName, generation: u32, anew: bool) -> Result<(), Error> {
         self.begin().await?;
-        match catalog::table(&mut self.connection, table).await {
-            Ok(there) => {
-                // Not TRUNCATE, which a foreign key of another table forbids.
-                let sql = format!("DELETE FROM {}", there.rows_of(table));
-                run(&mut self.connection, &sql).await.map_err(target(format!("emptying {table}")))?;
-            }
-            // It is new; the copy brings its definition.
-            Err(Error::TableMissing { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        self.empty(table).await?;
         let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
         query.execute(&mut self.connection).await.map_err(target("dflux.incomplete"))?;
@@ -53,15 +44,44 @@ impl Applier {
             let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
             query.execute(&mut self.connection).await.map_err(target("dflux.table_schema"))?;
         }
-        let sql = "INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) \
+        let sql = "INSERT INTO dflux.table_state AS held (lane, schema_name, table_name, generation, state) \
                    VALUES ($1, $2, $3, $4, 'resyncing') ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET \
-                   generation = excluded.generation, state = excluded.state, replay_from = NULL, next_generation = NULL, error = NULL";
+                   generation = excluded.generation, state = excluded.state, replay_from = NULL, error = NULL, next_generation = \
+                   CASE WHEN held.next_generation > excluded.generation THEN held.next_generation END \
+                   WHERE held.generation <= excluded.generation";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
         query.execute(&mut self.connection).await.map_err(target("dflux.table_state"))?;
         self.still_leading().await?;
         run(&mut self.connection, "COMMIT").await.map_err(target("the commit"))?;
         self.open = false;
         Ok(())
+    }
+
+    /// Removes the rows of a table, if they are ours: a table of the same name that was never copied keeps its own, and the copy finds
+    /// them. So it does where they cannot be removed.
+    async fn empty(&mut self, table: &TableName) -> Result<(), Error> {
+        let there = match catalog::table(&mut self.connection, table).await {
+            Ok(there) => there,
+            // It is new; the copy brings its definition.
+            Err(Error::TableMissing { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let sql = "SELECT EXISTS (SELECT FROM dflux.chunk WHERE (lane, schema_name, table_name) = ($1, $2, $3)) \
+                   OR EXISTS (SELECT FROM dflux.table_state WHERE (lane, schema_name, table_name) = ($1, $2, $3)) \
+                   OR EXISTS (SELECT FROM dflux.table_schema WHERE (lane, schema_name, table_name) = ($1, $2, $3))";
+        let ours = sqlx::query_scalar::<_, bool>(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
+        if !ours.fetch_one(&mut self.connection).await.map_err(target("what is known of a table"))? {
+            return Ok(());
+        }
+        // Not TRUNCATE, which a foreign key of another table forbids.
+        let sql = format!("SAVEPOINT rows; DELETE FROM {}", there.rows_of(table));
+        match run(&mut self.connection, &sql).await {
+            Err(source) if !transient(&source) => {
+                observe::trouble(&Error::Target { what: format!("emptying {table}"), source });
+                run(&mut self.connection, "ROLLBACK TO rows").await.map_err(target("ROLLBACK TO"))
+            }
+            emptied => emptied.map_err(target(format!("emptying {table}"))),
+        }
     }
 
     /// Makes a table that is not there, with what it needs. What of that is there stays as it is.
@@ -113,8 +133,9 @@ impl Applier {
             for sql in [
                 "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
                 "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
-                // The copies that the ledger knows of are none of a later table's.
-                "UPDATE dflux.table_state SET state = 'live', replay_from = NULL, next_generation = NULL, error = NULL \
+                // The copies that the ledger knows of are none of a later table's, but for one that may still begin.
+                "UPDATE dflux.table_state SET state = 'live', generation = greatest(generation - 1, 0), replay_from = NULL, \
+                 next_generation = NULL, error = NULL \
                  WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             ] {
                 let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
@@ -150,13 +171,19 @@ impl Applier {
     }
 
     /// Gives a table another name or schema, and what is known of it. What was copied stays known by both: the ledger speaks
-    /// of the one, later events of the other.
+    /// of the one, later events of the other. `built`: false of a table whose copy is not there, and perhaps not even the table.
     ///
     /// # Errors
     /// As [`Applier::alter`].
-    pub async fn rename_table(&mut self, from: &TableName, to: &TableName, change: &SchemaChange) -> Result<(), Error> {
+    pub async fn rename_table(
+        &mut self,
+        (from, built): (&TableName, bool),
+        to: &TableName,
+        change: &SchemaChange,
+    ) -> Result<(), Error> {
         let mut statements = Vec::new();
-        if catalog::exists(&mut self.connection, from).await? || !catalog::exists(&mut self.connection, to).await? {
+        let there = catalog::exists(&mut self.connection, from).await?;
+        if there || (built && !catalog::exists(&mut self.connection, to).await?) {
             let mut named = from.clone();
             if from.schema != to.schema {
                 statements.push(schema_sql(&to.schema));
@@ -170,6 +197,7 @@ impl Applier {
         self.as_the_source(from, change.position, &statements).await?;
         for sql in [
             // Of a table that once had the name.
+            "DELETE FROM dflux.table_state WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "UPDATE dflux.incomplete SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
@@ -187,6 +215,13 @@ impl Applier {
             let query = sqlx::query(sql).bind(&self.lane).bind(&from.schema).bind(&from.name);
             let query = query.bind(&to.schema).bind(&to.name);
             query.execute(&mut self.connection).await.map_err(target("what is known of a renamed table"))?;
+        }
+        if !built {
+            let sql = "UPDATE dflux.table_state SET state = 'resyncing', error = $4 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)";
+            let query = sqlx::query(sql).bind(&self.lane).bind(&to.schema).bind(&to.name);
+            let query =
+                query.bind(format!("error: it was {from} when its copy was asked for\nhint: dflux resync {to}"));
+            query.execute(&mut self.connection).await.map_err(target("dflux.table_state"))?;
         }
         Ok(())
     }

@@ -86,7 +86,14 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
         return Ok(Exit::Done);
     };
     for table in crate::status::unpublished(source, config).await? {
-        println!("source: {table} is not published, so it has no rows on the target\nhint: dflux resync {table}");
+        match config.migration.join_new_tables {
+            true => println!("source: {table} is not published yet: it joins while the producer runs"),
+            false => {
+                println!(
+                    "source: {table} is not published, so it has no rows on the target\nhint: dflux resync {table}"
+                )
+            }
+        }
     }
     if reach == Reach::Level {
         post::run(config, target).await?;

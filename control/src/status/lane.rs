@@ -8,9 +8,6 @@ use crate::{Database, Error};
 /// Between the newest marker and now lie the marker's interval and our own questions: below this, lag is what markers measured.
 const MARKER_AGE_MS_FRESH: f64 = 2_000.0;
 
-/// Lag below which a lane counts as level with the source.
-const LEVEL_LAG_MS: f64 = 30_000.0;
-
 /// The row of `dflux.lane`, times in milliseconds since 1970.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lane {
@@ -74,12 +71,6 @@ impl Lane {
             Some(measured) if age < MARKER_AGE_MS_FRESH => measured,
             _ => age,
         })
-    }
-
-    /// Exact, so that what is built now sees a state that the source had; and near the source, so that building does not
-    /// slow down a catch-up.
-    pub fn is_level(&self, lag_ms: Option<f64>) -> bool {
-        self.phase == "exact" && lag_ms.is_none_or(|lag| lag < LEVEL_LAG_MS)
     }
 }
 

@@ -137,15 +137,14 @@ fn newest<'a>(
     (table.generation == generation).then_some(table)
 }
 
-/// The generation that a new request gets: above every one that was ever planned or asked for.
-pub fn next_generation(ledger: &[LedgerRecord], table: &TableName) -> u32 {
-    let of_table = ledger.iter().filter_map(|record| match record {
-        LedgerRecord::Plan(plan) if plan.table == *table => Some(plan.generation),
-        LedgerRecord::ResyncRequested(request) if request.table == *table => Some(request.generation),
-        LedgerRecord::TableCopied(copied) if copied.table == *table => Some(copied.generation),
+/// The generation that a new request gets: above every one that was ever planned or asked for, of whatever table.
+pub fn next_generation(ledger: &[LedgerRecord]) -> u32 {
+    let generations = ledger.iter().filter_map(|record| match record {
+        LedgerRecord::Plan(plan) => Some(plan.generation),
+        LedgerRecord::ResyncRequested(request) => Some(request.generation),
         _ => None,
     });
-    of_table.max().map_or(1, |newest| newest + 1)
+    generations.max().unwrap_or(0) + 1
 }
 
 /// Seconds that are left at this rate.
@@ -218,10 +217,15 @@ mod tests {
     fn a_request_gets_a_generation_above_all_others() {
         let (table, other) = (TableName::new("public", "t"), TableName::new("public", "u"));
         let request = |generation| {
-            LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token: String::new() })
+            LedgerRecord::ResyncRequested(ResyncRequested {
+                table: table.clone(),
+                generation,
+                oid: 0,
+                token: String::new(),
+            })
         };
-        assert_eq!(next_generation(&[plan(&table, 0, 1), plan(&other, 7, 1)], &table), 1);
-        assert_eq!(next_generation(&[request(3), plan(&table, 2, 1)], &table), 4);
+        assert_eq!(next_generation(&[plan(&table, 0, 1), plan(&other, 7, 1)]), 8);
+        assert_eq!(next_generation(&[request(3), plan(&table, 2, 1)]), 4);
     }
 
     #[test]

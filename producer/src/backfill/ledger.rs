@@ -75,11 +75,10 @@ impl Ledger {
         self.plans.keys().any(|(planned, _)| planned == table)
     }
 
-    /// The generation that a new request gets.
-    pub fn next_generation(&self, table: &TableName) -> u32 {
-        let planned = self.plans.keys().filter(|(planned, _)| planned == table).map(|(_, generation)| *generation);
-        let asked = self.resyncs.iter().filter(|request| request.table == *table).map(|request| request.generation);
-        planned.chain(asked).max().map_or(1, |newest| newest + 1)
+    /// The generation that a new request gets: above those of all tables, which may have the name of another tomorrow.
+    pub fn next_generation(&self) -> u32 {
+        let planned = self.plans.keys().map(|(_, generation)| *generation);
+        planned.chain(self.resyncs.iter().map(|request| request.generation)).max().unwrap_or(0) + 1
     }
 }
 
@@ -161,7 +160,7 @@ mod tests {
         let table = TableName::new("public", "t");
         let request = |generation: u32| {
             let token = generation.to_string();
-            LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, token })
+            LedgerRecord::ResyncRequested(ResyncRequested { table: table.clone(), generation, oid: 0, token })
         };
         let copied = TableCopied { table: table.clone(), generation: 1, chunks: 1, row_count: 5, snapshot_lsn: Lsn(9) };
         let ledger = Ledger::of(vec![request(1), request(1), request(2), LedgerRecord::TableCopied(copied)]);
@@ -169,7 +168,7 @@ mod tests {
         assert_eq!(open.len(), 1);
         assert_eq!(open[0].generation, 2);
         let mut ledger = ledger;
-        assert_eq!(ledger.next_generation(&table), 3);
+        assert_eq!(ledger.next_generation(), 3);
         let refused = ResyncRefused { table, generation: 2, reason: "it is gone".into() };
         ledger.take(LedgerRecord::ResyncRefused(refused));
         assert!(ledger.open_resyncs().is_empty());

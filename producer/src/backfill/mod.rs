@@ -13,14 +13,16 @@ pub mod copy;
 pub mod ledger;
 pub mod pace;
 pub mod plan;
+mod resync;
 pub mod snapshot;
 pub mod throttle;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use changelog::block::ChunkId;
-use changelog::ledger::{self as records, BackfillCompleted, Plan, ResyncRefused, ResyncRequested, TableCopied};
+use changelog::ledger::{BackfillCompleted, Plan, TableCopied};
 use changelog::{LedgerRecord, Lsn, TableName};
 use service::retry::Backoff;
 use tokio::sync::{Mutex, mpsc};
@@ -29,11 +31,11 @@ use tokio_postgres::Client;
 
 use crate::error::Error;
 use crate::lane::Lane;
+use crate::observe;
 use crate::publish::{Outstanding, TrackedPublisher};
 use crate::source::catalog::{self, Generated, Selection, Table, TableKind};
-use crate::source::{self, definition, identity, publication, schema_trigger};
-use crate::topics::{Made, Wanted};
-use crate::{markers, observe};
+use crate::source::{self, definition};
+use crate::topics::Made;
 use copy::{Job, Read, Under, Worker};
 use ledger::Ledger;
 use plan::ChunkSize;
@@ -73,8 +75,8 @@ struct Backfill {
     ledger: Ledger,
     /// Records of the ledger that need not be waited for one by one.
     noted: Arc<Outstanding>,
-    /// Tables of which was said why they do not join.
-    said: HashSet<TableName>,
+    /// When it was said that tables are not copied, and why.
+    refused: HashMap<TableName, Instant>,
 }
 
 /// Copies what is not copied, then waits for re-syncs, for ever.
@@ -100,7 +102,7 @@ pub async fn run(start: Start) -> Result<(), Error> {
         throttle,
         ledger,
         noted: Arc::default(),
-        said: HashSet::new(),
+        refused: HashMap::new(),
     };
     match &backfill.ledger.completed {
         Some(completed) => tracing::info!(exact_from = %completed.exact_from, "backfill completed by an earlier run"),
@@ -215,21 +217,32 @@ impl Backfill {
         leaves: &HashMap<u32, Vec<u32>>,
     ) -> Result<Vec<Job>, Error> {
         let copy = (table.name.clone(), generation);
-        // The initial copy's tables are made by `dflux prepare`.
-        let definition = match generation {
-            0 => Vec::new(),
-            _ => definition::statements(client, table.oid).await?,
+        // The initial copy's tables are made by `dflux prepare`. Of a later one columns and definition are of one moment.
+        let (table, definition) = match generation {
+            0 => (table.clone(), Vec::new()),
+            _ => {
+                let now = catalog::table(client, table.oid).await?;
+                let now = now.ok_or_else(|| Error::TableMissing { table: table.name.clone() })?;
+                let Table { key, operators, columns, .. } = Table::clone(&now);
+                let table = Table { key, operators, columns, ..Table::clone(table) };
+                (Arc::new(table), definition::statements(client, now.oid).await?)
+            }
         };
-        let known = self.ledger.plans.get(&copy);
-        let known = known.filter(|plan| plan.key == table.key && plan.definition == definition).cloned();
+        let known = self.ledger.plans.get(&copy).filter(|plan| plan.key == table.key).cloned();
         let own = vec![table.oid];
         let files: Arc<[u32]> = match table.kind {
             TableKind::Partitioned => leaves.get(&table.oid).cloned().unwrap_or_default().into(),
             TableKind::Ordinary | TableKind::Foreign => own.into(),
         };
         let plan = match known {
-            Some(plan) => plan,
-            None => self.make_plan(client, table, &files, (generation, definition)).await?,
+            Some(plan) if plan.definition == definition => plan,
+            // The chunks stay: some may be in the target.
+            Some(plan) => {
+                let plan = Plan { definition, ..plan };
+                self.record(LedgerRecord::Plan(plan.clone())).await?;
+                plan
+            }
+            None => self.make_plan(client, &table, &files, (generation, definition)).await?,
         };
         observe::add_planned(u64::from(plan.chunks()), plan.estimated_rows);
         let plan = Arc::new(plan);
@@ -325,121 +338,6 @@ impl Backfill {
             TableCopied { table: table.clone(), generation: *generation, chunks, row_count: rows, snapshot_lsn };
         self.note(LedgerRecord::TableCopied(copied)).await
     }
-
-    /// Open ones first, then as they are asked for, and as tables come; those that are there at once are copied together.
-    async fn resyncs(
-        &mut self,
-        mut requests: mpsc::UnboundedReceiver<ResyncRequested>,
-        mut new: mpsc::Receiver<Vec<TableName>>,
-    ) -> Result<(), Error> {
-        let mut asked = self.ledger.open_resyncs();
-        loop {
-            self.resync(asked).await?;
-            asked = tokio::select! {
-                request = requests.recv() => {
-                    let first = request.ok_or_else(|| Error::Task { what: "reading the ledger ended".into() })?;
-                    let mut asked = vec![first];
-                    while let Ok(request) = requests.try_recv() {
-                        asked.push(request);
-                    }
-                    asked.iter().for_each(|request| self.ledger.take(LedgerRecord::ResyncRequested(request.clone())));
-                    asked.retain(|request| self.ledger.is_open(request));
-                    asked
-                }
-                Some(tables) = new.recv() => self.join(&tables).await?,
-            };
-        }
-    }
-
-    /// Asks for the copies of new tables. The ledger has the requests before anything else speaks of the tables.
-    async fn join(&mut self, tables: &[TableName]) -> Result<Vec<ResyncRequested>, Error> {
-        let client = self.lane.source.connect(&self.lane.application_name()).await?;
-        let published = publication::published(&client, &self.lane.publication).await?.unwrap_or_default();
-        // Without its event trigger the source does not tell in the stream that a table has another name now.
-        let renamed = published.iter().any(|table| !self.ledger.knows(table))
-            && !schema_trigger::installed(&client, &self.lane.config.migration.name).await?;
-        let mut asked = Vec::new();
-        for table in tables.iter().filter(|table| !published.contains(table)) {
-            if renamed && self.ledger.knows(table) {
-                if self.said.insert(table.clone()) {
-                    let hint = format!("rename the table on the target as on the source, then dflux resync {table}");
-                    tracing::warn!(%table, hint, "a new table has a name that another had before: it does not join by itself");
-                }
-                continue;
-            }
-            let (generation, token) = (self.ledger.next_generation(table), uuid::Uuid::new_v4().simple().to_string());
-            tracing::info!(%table, generation, "a new table joins");
-            let request = ResyncRequested { table: table.clone(), generation, token };
-            self.record(LedgerRecord::ResyncRequested(request.clone())).await?;
-            asked.push(request);
-        }
-        Ok(asked)
-    }
-
-    /// The tables are copied under a slot's snapshot taken after they were published: exact, so their events below that point are
-    /// skipped.
-    async fn resync(&mut self, requests: Vec<ResyncRequested>) -> Result<(), Error> {
-        if requests.is_empty() {
-            return Ok(());
-        }
-        for ResyncRequested { table, generation, .. } in &requests {
-            tracing::info!(%table, generation, "re-sync begins");
-        }
-        let client = self.lane.source.connect(&self.lane.application_name()).await?;
-        let selection = publish_tables(&self.lane, &client, &requests).await?;
-        let mut copies = Vec::new();
-        for ResyncRequested { table, generation, .. } in requests {
-            match selection.published.iter().find(|published| published.name == table) {
-                Some(published) => copies.push((published.clone(), generation)),
-                None => {
-                    tracing::error!(%table, generation, "re-sync asked for a table that the source does not have");
-                    let left_out = selection.left_out.iter().find(|(name, _)| *name == table);
-                    let reason =
-                        left_out.map_or("the source does not have it, or it does not match", |(_, reason)| reason);
-                    let refused = ResyncRefused { table, generation, reason: reason.to_owned() };
-                    self.record(LedgerRecord::ResyncRefused(refused)).await?;
-                }
-            }
-        }
-        if copies.is_empty() {
-            return Ok(());
-        }
-        self.target = target_types(&self.lane).await;
-        let snapshot = Snapshot::take_exact(&self.lane).await?;
-        // Those of tables that are new to the target were told before it had them.
-        self.lane.sequences_wanted.notify_one();
-        let under = |(table, generation)| (table, generation, Under::Fixed(snapshot.clone()));
-        self.copy(copies.into_iter().map(under).collect(), &selection.leaves).await
-    }
-}
-
-/// Makes sure that tables are published, each with its topic there before its first event. What is selected then.
-async fn publish_tables(lane: &Lane, client: &Client, requests: &[ResyncRequested]) -> Result<Selection, Error> {
-    let selection = catalog::select(&catalog::all_tables(client).await?, &lane.config.migration);
-    let request_of = |table: &Table| requests.iter().find(|request| request.table == table.name);
-    let asked: Vec<Arc<Table>> =
-        selection.published.iter().filter(|table| request_of(table).is_some()).cloned().collect();
-    for request in requests.iter().filter(|request| asked.iter().any(|table| table.name == request.table)) {
-        // Transactions of their own: they commit before the tables are published.
-        let sql = markers::emit_sql(&records::begins(&request.token));
-        client.batch_execute(&sql).await.map_err(Error::source("emit a marker"))?;
-    }
-    let present = publication::published(client, &lane.publication).await?.unwrap_or_default();
-    let missing: Vec<Arc<Table>> = asked.into_iter().filter(|table| !present.contains(&table.name)).collect();
-    if missing.is_empty() {
-        return Ok(selection);
-    }
-    for table in &missing {
-        let leaves = selection.leaves.get(&table.oid).cloned().unwrap_or_default();
-        for weak in selection.need_full.iter().filter(|weak| weak.oid == table.oid || leaves.contains(&weak.oid)) {
-            identity::set_full(client, weak).await?;
-        }
-    }
-    let made_with = usize::try_from(lane.config.producer.partitions).unwrap_or(1);
-    let topics = missing.iter().map(|table| Wanted::about(lane.topics.table(&table.name), made_with));
-    lane.admin.ensure(&topics.collect::<Vec<_>>()).await?;
-    publication::add(client, &lane.publication, &missing).await?;
-    Ok(catalog::select(&catalog::all_tables(client).await?, &lane.config.migration))
 }
 
 /// Highest point of a chunk: below it some table is ahead of the others, one that was copied under an exact snapshot of its own

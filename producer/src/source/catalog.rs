@@ -2,7 +2,7 @@
 //!
 //! Reading is I/O; what is published, what is left out and what needs REPLICA IDENTITY FULL are pure functions of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -291,6 +291,20 @@ pub async fn ended(client: &Client, xid: u32) -> Result<(), Error> {
 /// The catalog could not be read.
 pub async fn table(client: &Client, oid: u32) -> Result<Option<Arc<Table>>, Error> {
     Ok(description::read(client, &format!("{USER_TABLES} AND c.oid = {oid}")).await?.into_iter().next())
+}
+
+/// Those of these tables that our role may not read, or not publish because it is not their owner.
+///
+/// # Errors
+/// The catalog could not be read.
+pub async fn not_ours(client: &Client, oids: impl IntoIterator<Item = u32>) -> Result<HashSet<u32>, Error> {
+    const DOING: &str = "read the rights on new tables";
+    let sql = format!(
+        "SELECT c.oid FROM pg_catalog.pg_class c WHERE c.oid = ANY({}) AND NOT (pg_catalog.pg_has_role(c.relowner, 'USAGE') \
+         AND pg_catalog.has_table_privilege(c.oid, 'SELECT'))",
+        oid_array(oids)
+    );
+    rows(client, DOING, &sql).await?.iter().map(|row| field(row, 0, DOING)).collect()
 }
 
 /// Names of types by OID, for columns whose catalog entry has changed since the stream wrote them.

@@ -215,6 +215,23 @@ pub async fn installed(client: &Client, migration: &str) -> Result<bool, Error> 
     Ok(!rows(client, "look for the event trigger", &sql).await?.is_empty())
 }
 
+/// Whether the event trigger is there and has told of every name that a published table has now.
+///
+/// # Errors
+/// `Source`.
+pub async fn told_all(client: &Client, migration: &str) -> Result<bool, Error> {
+    if !installed(client, migration).await? {
+        return Ok(false);
+    }
+    let sql = format!(
+        "SELECT 1 FROM dflux.source_table r JOIN pg_catalog.pg_class c ON c.oid = r.relid \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE r.migration = {} \
+         AND (r.description #>> '{{tables,0,1}}', r.description #>> '{{tables,0,2}}') IS DISTINCT FROM (n.nspname::text, c.relname::text)",
+        quote_literal(migration)
+    );
+    Ok(rows(client, "compare what the event trigger has told", &sql).await?.is_empty())
+}
+
 /// The option of the migration's user mapping, as the superuser or as its user reads it. Null where there is none.
 fn secret_sql(mappings: &str, joined: &str, migration: &str) -> String {
     format!(
