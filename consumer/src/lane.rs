@@ -423,7 +423,7 @@ async fn hints(
 
 /// What follows from the tables' copies; a table that is being read again is left alone.
 async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::HashMap<TableName, Rule>, Error> {
-    let mut rules = rule::of_copies(connection, lane).await?;
+    let mut rules = rule::of_copies(connection, lane, None).await?;
     for state in resync::states(connection, lane).await? {
         match state.state.as_str() {
             "live" if state.next_generation.is_none() => {}

@@ -31,7 +31,7 @@ use crate::ledger::Generations;
 use crate::pipeline::Pulse;
 use crate::reader::{Queue, Reader, poll};
 use crate::target::{Marking, Purpose, Sessions, now_micros, run};
-use crate::{Error, catalog, observe};
+use crate::{Error, catalog, observe, resync};
 
 const POLL: Duration = Duration::from_millis(200);
 /// Without a new chunk for so long, what is missing is looked for where the ledger says.
@@ -97,6 +97,15 @@ pub async fn backfill(loading: &Loading, following: &mut Following) -> Result<Op
     let mut connection = loading.sessions.open(Purpose::Load).await?;
     let loaded = loaded(&mut connection, &loading.sessions.lane).await?;
     let wanted = following.ledger.generations(&loaded);
+    // One that joined the lane and has been dropped on the source since was none of the tables that `dflux prepare` made.
+    for (table, generation) in wanted.repeated() {
+        let plan = following.ledger.plans.get(&(table.clone(), generation));
+        if let Some(plan) = plan.filter(|plan| !plan.definition.is_empty())
+            && !catalog::exists(&mut connection, table).await?
+        {
+            resync::make(loading, table, &plan.definition).await?;
+        }
+    }
     let shared = Shared { loaded, wanted: wanted.clone(), ..Shared::default() };
     let shared = Arc::new(Mutex::new(shared));
     let offsets = offsets(&mut connection, loading).await?;

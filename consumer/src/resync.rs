@@ -300,7 +300,7 @@ async fn note(connection: &mut PgConnection, lane: &str, table: &TableName, erro
 }
 
 async fn of_copy(connection: &mut PgConnection, lane: &str, table: &TableName) -> Result<Rule, Error> {
-    Ok(rule::of_copies(connection, lane).await?.remove(table).unwrap_or_default())
+    Ok(rule::of_copies(connection, lane, Some(table)).await?.remove(table).unwrap_or_default())
 }
 
 enum Loaded {
@@ -330,9 +330,7 @@ async fn load(
         match following.ledger.plans.get(&copy).filter(|plan| plan.definition != tried) {
             Some(plan) => {
                 tried.clone_from(&plan.definition);
-                let session = loading.sessions.open(Purpose::Apply).await?;
-                let scope = Scope::Table(state.table.clone());
-                Applier::new(session, Marking::Message, scope, lane, loading.epoch).make(&state.table, &tried).await?;
+                make(loading, &state.table, &tried).await?;
             }
             None => {
                 if let Some(ended) = further(connection, lane, following, state).await? {
@@ -359,6 +357,16 @@ async fn load(
             return Ok(ended);
         }
     }
+}
+
+/// Makes a table of which the copy has the definition.
+///
+/// # Errors
+/// `Unmade`.
+pub async fn make(loading: &Loading, table: &TableName, definition: &[String]) -> Result<(), Error> {
+    let session = loading.sessions.open(Purpose::Apply).await?;
+    let (scope, lane) = (Scope::Table(table.clone()), &loading.sessions.lane);
+    Applier::new(session, Marking::Message, scope, lane, loading.epoch).make(table, definition).await
 }
 
 /// Waits for what the ledger says next, for a moment. What it comes to if that ends the load.

@@ -42,15 +42,20 @@ impl Rule {
     }
 }
 
-/// The rules of all tables that were copied, by their newest generation.
+/// The rules of all tables that were copied, or of one, by their newest generation.
 ///
 /// # Errors
 /// `Target`.
-pub async fn of_copies(connection: &mut PgConnection, lane: &str) -> Result<HashMap<TableName, Rule>, Error> {
+pub async fn of_copies(
+    connection: &mut PgConnection,
+    lane: &str,
+    table: Option<&TableName>,
+) -> Result<HashMap<TableName, Rule>, Error> {
     let sql = "SELECT DISTINCT c.schema_name, c.table_name, c.snapshot_lsn::text, c.exact_snapshot FROM dflux.chunk c \
-               WHERE c.lane = $1 AND c.generation = (SELECT max(g.generation) FROM dflux.chunk g \
+               WHERE c.lane = $1 AND ($2::text IS NULL OR (c.schema_name, c.table_name) = ($2, $3)) AND c.generation = (SELECT max(g.generation) FROM dflux.chunk g \
                WHERE (g.lane, g.schema_name, g.table_name) = (c.lane, c.schema_name, c.table_name))";
-    let rows = sqlx::query(sql).bind(lane).fetch_all(connection).await.map_err(target("dflux.chunk"))?;
+    let query = sqlx::query(sql).bind(lane).bind(table.map(|table| &table.schema)).bind(table.map(|table| &table.name));
+    let rows = query.fetch_all(connection).await.map_err(target("dflux.chunk"))?;
     let mut snapshots: HashMap<TableName, Vec<Snapshot>> = HashMap::new();
     for row in &rows {
         let read = || -> Result<(TableName, Snapshot), sqlx::Error> {

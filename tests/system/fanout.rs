@@ -124,6 +124,11 @@ fn a_second_target_is_built_from_the_topics_and_follows_beside_the_first() {
     for table in ["orders", "audit"] {
         dflux(&first, ["resync", table, "--wait"]).expect_code(0).unwrap();
     }
+    // One that joined and is gone again is still in the topics.
+    source.run("CREATE TABLE passing (id int PRIMARY KEY); INSERT INTO passing VALUES (1)").unwrap();
+    let joined = "SELECT count(*) = 1 FROM dflux.table_state WHERE table_name = 'passing' AND state = 'live'";
+    holds(&target, &producer, "it joins", joined);
+    source.run("DROP TABLE passing").unwrap();
     let servers = stack::shared().unwrap();
     let name = stack::unique("fanoutsecond");
     servers.target.database(&name).unwrap();
@@ -154,7 +159,7 @@ fn a_second_target_is_built_from_the_topics_and_follows_beside_the_first() {
     exact(&copy, &follower);
     assert_eq!(
         copy.column("SELECT DISTINCT table_name || generation FROM dflux.chunk ORDER BY 1").unwrap(),
-        ["audit2", "lines0", "orders1"]
+        ["audit2", "lines0", "orders1", "passing3"]
     );
     // What is asked of the source from now on reaches both.
     dflux(&second, ["resync", "lines", "--wait"]).expect_code(0).unwrap();
