@@ -66,6 +66,11 @@ impl<'a> Reader<'a> {
         if self.at == self.bytes.len() { Ok(()) } else { Err(self.corrupt("bytes left over after the record")) }
     }
 
+    /// Whether nothing is left: of a record that an earlier version wrote, with fewer fields.
+    pub fn ended(&self) -> bool {
+        self.at == self.bytes.len()
+    }
+
     #[inline]
     pub fn take(&mut self, length: usize) -> Result<&'a [u8], Error> {
         let left = self.bytes.len() - self.at;

@@ -219,8 +219,8 @@ impl LedgerRecord {
             4 => LedgerRecord::ResyncRequested(ResyncRequested {
                 table: table(r)?,
                 generation: small(r)?,
-                oid: small(r)?,
-                token: r.string()?.to_owned(),
+                oid: if r.ended() { 0 } else { small(r)? },
+                token: if r.ended() { String::new() } else { r.string()?.to_owned() },
             }),
             5 => LedgerRecord::ResyncRefused(ResyncRefused {
                 table: table(r)?,
@@ -240,7 +240,8 @@ fn plan(reader: &mut Reader<'_>) -> Result<Plan, Error> {
     let key = texts(reader)?;
     let bounds = reader.list(texts)?;
     let (estimated_rows, estimated_bytes) = (reader.unsigned()?, reader.unsigned()?);
-    Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes, definition: texts(reader)? })
+    let definition = if reader.ended() { Vec::new() } else { texts(reader)? };
+    Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes, definition })
 }
 
 fn small(reader: &mut Reader<'_>) -> Result<u32, Error> {

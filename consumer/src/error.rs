@@ -227,7 +227,10 @@ impl Hint for Error {
                 )
             }
             Error::TableMissing { table } => {
-                format!("dflux prepare makes it; or CREATE TABLE {table} in the target, then start the consumer again")
+                format!(
+                    "dflux prepare makes it, where it was to be copied. If the source has renamed it: ALTER TABLE … RENAME TO {table} in \
+                     the target; else dflux resync {table}. Then start the consumer again: it goes on there"
+                )
             }
             Error::ColumnMissing { table, column } => {
                 format!(

@@ -401,7 +401,8 @@ async fn set_state(
     (to, replay_from): (&str, Option<Lsn>),
 ) -> Result<bool, Error> {
     let sql = "UPDATE dflux.table_state SET state = $5, replay_from = coalesce($6::pg_lsn, replay_from), error = NULL WHERE lane = $1 \
-               AND schema_name = $2 AND table_name = $3 AND generation = $4 AND state IN ('resyncing', 'rejoining')";
+               AND schema_name = $2 AND table_name = $3 AND generation = $4 AND state IN ('resyncing', 'rejoining') \
+               AND ($5 <> 'gone' OR next_generation IS NULL)";
     let query = sqlx::query(sql).bind(lane).bind(&state.table.schema).bind(&state.table.name);
     let query = query.bind(state.generation as i32).bind(to).bind(replay_from.map(|lsn| lsn.to_string()));
     Ok(query.execute(connection).await.map_err(target("dflux.table_state"))?.rows_affected() == 1)

@@ -106,6 +106,25 @@ pub async fn table_blocked(session: &mut Session, lane: &str, table: &TableName)
     })
 }
 
+/// Why a table that only the source has may still come to the target; none if it was there once.
+///
+/// # Errors
+/// `Database`, `Answer`.
+pub async fn awaited(session: &mut Session, lane: &str, table: &TableName) -> Result<Option<String>, Error> {
+    let doing = "reading dflux.table_state";
+    let sql = "SELECT (SELECT state FROM dflux.table_state WHERE lane = $1 AND schema_name = $2 AND table_name = $3), \
+               EXISTS (SELECT FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3)";
+    let bound = statement(sql.into()).bind(lane.to_owned()).bind(table.schema.clone()).bind(table.name.clone());
+    let row = session.row(doing, bound).await?;
+    let state: Option<String> = session.get(doing, &row, 0)?;
+    let copied: bool = session.get(doing, &row, 1)?;
+    Ok(match state {
+        Some(state) if state != "live" => Some(format!("the target does not have the table, which is {state}")),
+        None if !copied => Some("the table is new and has not joined the lane yet".to_owned()),
+        _ => None,
+    })
+}
+
 /// What the target's bookkeeping says beside positions.
 #[derive(Clone, Debug, Default)]
 pub struct Bookkeeping {

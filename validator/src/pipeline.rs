@@ -341,7 +341,14 @@ impl Round<'_> {
         let source = unit.table;
         let table = source.table();
         let Some(target) = self.target.table(&table) else {
-            report.find(Finding::schema(None, "table_missing", "only the source has this table"));
+            let awaited = match &self.online {
+                Some(online) => lane::awaited(&mut self.endpoints.1.open().await?, &online.lane, &table).await?,
+                None => None,
+            };
+            match awaited {
+                Some(why) => report.inconclusive(why),
+                None => report.find(Finding::schema(None, "table_missing", "only the source has this table")),
+            }
             return Ok(None);
         };
         self.definitions(&table, (source, target), report);

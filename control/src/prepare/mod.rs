@@ -36,13 +36,14 @@ pub mod waiting;
 
 use std::collections::{HashMap, HashSet};
 
-use changelog::TableName;
+use changelog::{Lane as Direction, LedgerRecord, TableName, Topics};
 use service::Config;
 
 use self::reconcile::Reach;
 use crate::error::Exit;
 use crate::status::lane::Lane;
 use crate::tables::Table;
+use crate::topics::Kafka;
 use crate::{Database, Error, assess, finding, tables};
 
 /// # Errors
@@ -67,11 +68,14 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     let schema = read(config, (source, target), &seen, &selected).await?;
     let end = level::end(source).await?;
     let (reach, lane) = level::wait(config, target, end).await?;
-    // The lane may have brought tables meanwhile.
+    let ledger = Topics::new(&config.migration.name, Direction::Forward).ledger();
+    let records = if lane.is_some() { Kafka::new(&config.kafka).ledger(&ledger).await? } else { Vec::new() };
+    let planned: HashSet<&TableName> = records.iter().filter_map(planned).collect();
+    // The lane may have brought tables meanwhile. Nothing slow from here on: it may go on doing so.
     let held = tables::held(target, &selected).await?;
     let compared = tables::compare(&selected, &held);
     let early = match &lane {
-        Some(lane) => early(config, source, (lane, reach), &compared).await?,
+        Some(lane) => early(config, source, (lane, reach), (&compared, &planned)).await?,
         None => HashSet::new(),
     };
     let wanted: Vec<&Table> = compared.wanted.into_iter().filter(|table| !early.contains(&table.oid)).collect();
@@ -128,7 +132,7 @@ async fn early(
     config: &Config,
     source: &Database,
     (lane, reach): (&Lane, Reach),
-    compared: &tables::Compared<'_>,
+    (compared, planned): (&tables::Compared<'_>, &HashSet<&TableName>),
 ) -> Result<HashSet<u32>, Error> {
     let coming = reach == Reach::Behind && matches!(lane.phase.as_str(), "exact" | "tolerant");
     let sql = "SELECT c.oid, n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
@@ -147,12 +151,24 @@ async fn early(
             Some((name, _)) if *name != table.name => "the source has renamed it meanwhile",
             None => "the source has dropped it meanwhile",
             Some((_, true)) if coming && table.parent.is_none() => "it is published, so the lane may bring it",
+            // Empty, it would take the events of a table whose rows the target has under another name.
+            Some((_, true)) if table.parent.is_none() && !planned.contains(&table.name) => {
+                "it is published, and was never copied under this name: if the source has renamed it, rename it on the target; \
+                 else dflux resync brings it"
+            }
             Some(_) => continue,
         };
         println!("target: {} is not made yet: {why}", table.name);
         early.insert(table.oid);
     }
     Ok(early)
+}
+
+fn planned(record: &LedgerRecord) -> Option<&TableName> {
+    match record {
+        LedgerRecord::Plan(plan) => Some(&plan.table),
+        _ => None,
+    }
 }
 
 /// One at a time. The lock is the session's: it goes with the process.

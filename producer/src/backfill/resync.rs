@@ -53,6 +53,11 @@ impl Backfill {
 
     /// Asks for the copies of new tables. The ledger has the requests before anything else speaks of the tables.
     async fn join(&mut self, tables: &[TableName]) -> Result<Vec<ResyncRequested>, Error> {
+        let refused = &self.refused;
+        let waits = |table: &TableName| refused.get(table).is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER);
+        if tables.iter().all(waits) {
+            return Ok(Vec::new());
+        }
         let client = self.lane.source.connect(&self.lane.application_name()).await?;
         let selection = catalog::select(&catalog::all_tables(&client).await?, &self.lane.config.migration);
         let published = publication::published(&client, &self.lane.publication).await?.unwrap_or_default();
