@@ -26,7 +26,7 @@ use crate::reader::Reader;
 use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
-use crate::target::{LaneRow, Marking, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
+use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
 use crate::{Error, enums, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
@@ -369,19 +369,16 @@ impl Life {
     /// that is in the copy.
     async fn left(&self, error: &Error, epoch: i64) -> Result<bool, Error> {
         let Some(table) = error.table() else { return Ok(false) };
-        let Some(following) = Following::start(&self.loading(epoch, &Pulse::default())).await? else {
-            return Ok(false);
-        };
+        let loading = self.loading(epoch, &Pulse::default());
+        let Some(following) = Following::start(&loading).await? else { return Ok(false) };
         let Some(ResyncRequested { table, generation, .. }) = following.requests.newest(&table) else {
             return Ok(false);
         };
-        let mut connection = self.sessions.open(Purpose::Apply).await?;
-        let states = resync::states(&mut connection, &self.sessions.lane).await?;
+        let mut applier = resync::applier(&loading, &table).await?;
+        let states = resync::states(&mut applier.connection, &self.sessions.lane).await?;
         if states.iter().any(|state| state.table == table && state.generation >= generation) {
             return Ok(false);
         }
-        let scope = Scope::Table(table.clone());
-        let mut applier = Applier::new(connection, Marking::Message, scope, &self.sessions.lane, epoch);
         applier.suspend(&table, generation, true).await?;
         observe::resync(&table.to_string(), generation, "resyncing");
         Ok(true)
@@ -431,7 +428,7 @@ async fn rules(connection: &mut PgConnection, lane: &str) -> Result<foldhash::Ha
                 rules.insert(state.table, Rule::GONE);
             }
             _ => {
-                rules.insert(state.table, Rule { suspended: true, ..Rule::default() });
+                rules.insert(state.table, Rule::SUSPENDED);
             }
         }
     }

@@ -165,7 +165,7 @@ async fn loaded(connection: &mut PgConnection, lane: &str) -> Result<HashSet<Chu
     rows.iter().map(id).collect::<Result<_, _>>().map_err(target("dflux.chunk"))
 }
 
-/// What is loaded already, for a table of which another copy is loaded: it need not be empty, the lane has emptied it.
+/// What is loaded already of one copy of one table.
 ///
 /// # Errors
 /// `Target`.

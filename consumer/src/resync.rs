@@ -267,9 +267,7 @@ async fn begun(
         suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
     } else {
         // The lane leaves it alone already.
-        let session = loading.sessions.open(Purpose::Apply).await?;
-        let scope = Scope::Table(table.clone());
-        Applier::new(session, Marking::Message, scope, lane, loading.epoch).suspend(table, generation, true).await?;
+        applier(loading, table).await?.suspend(table, generation, true).await?;
     }
     Ok(states(connection, lane).await?.into_iter().find(|known| known.table == *table))
 }
@@ -320,23 +318,16 @@ async fn load(
 ) -> Result<Loaded, Error> {
     let (loading, copy) = (&resyncing.loading, (state.table.clone(), state.generation));
     let lane = &loading.sessions.lane;
-    // Of a table that is dropped on the source meanwhile the definition is empty.
-    let mut tried = Vec::new();
     while !catalog::exists(connection, &state.table).await? {
-        if !tried.is_empty() {
-            let what = "something else has its name, or its partitioned table is none there".to_owned();
-            return Err(Error::TableUnfit { table: state.table.to_string(), what });
-        }
-        match following.ledger.plans.get(&copy).filter(|plan| plan.definition != tried) {
-            Some(plan) => {
-                tried.clone_from(&plan.definition);
-                make(loading, &state.table, &tried).await?;
+        // Of a table that is dropped on the source meanwhile the definition is empty.
+        if let Some(plan) = following.ledger.plans.get(&copy).filter(|plan| !plan.definition.is_empty()) {
+            make(loading, &state.table, &plan.definition).await?;
+            if !catalog::exists(connection, &state.table).await? {
+                let what = "something else has its name, or its partitioned table is none there".to_owned();
+                return Err(Error::TableUnfit { table: state.table.to_string(), what });
             }
-            None => {
-                if let Some(ended) = further(connection, lane, following, state).await? {
-                    return Ok(ended);
-                }
-            }
+        } else if let Some(ended) = further(connection, lane, following, state).await? {
+            return Ok(ended);
         }
     }
     let shared = shared_for(connection, lane, (&state.table, state.generation)).await?;
@@ -364,9 +355,16 @@ async fn load(
 /// # Errors
 /// `Unmade`.
 pub async fn make(loading: &Loading, table: &TableName, definition: &[String]) -> Result<(), Error> {
-    let session = loading.sessions.open(Purpose::Apply).await?;
-    let (scope, lane) = (Scope::Table(table.clone()), &loading.sessions.lane);
-    Applier::new(session, Marking::Message, scope, lane, loading.epoch).make(table, definition).await
+    applier(loading, table).await?.make(table, definition).await
+}
+
+/// A session for what is done to one table beside the lane.
+///
+/// # Errors
+/// `Target`.
+pub async fn applier(loading: &Loading, table: &TableName) -> Result<Applier, Error> {
+    let (session, scope) = (loading.sessions.open(Purpose::Apply).await?, Scope::Table(table.clone()));
+    Ok(Applier::new(session, Marking::Message, scope, &loading.sessions.lane, loading.epoch))
 }
 
 /// Waits for what the ledger says next, for a moment. What it comes to if that ends the load.

@@ -31,6 +31,14 @@ impl Rule {
     /// Of a table that the source has no more, so that its copy never comes: nothing is applied to it.
     pub const GONE: Rule = Rule { skip_below: Lsn(u64::MAX), suspended: false, tolerant_below: Lsn::ZERO };
 
+    /// Of a table that is being read again.
+    pub const SUSPENDED: Rule = Rule { skip_below: Lsn::ZERO, suspended: true, tolerant_below: Lsn::ZERO };
+
+    /// Whether the target's table is not the copy that the lane's events follow, and perhaps not there at all.
+    pub fn unbuilt(&self) -> bool {
+        self.suspended || *self == Rule::GONE
+    }
+
     /// The rule of a table with these snapshots' rows.
     pub fn of(snapshots: &[Snapshot]) -> Rule {
         let (Some(lowest), Some(highest)) = (snapshots.iter().min(), snapshots.iter().max()) else {

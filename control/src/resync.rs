@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use changelog::ledger::{self, ResyncRequested};
 use changelog::{Lane as Direction, LedgerRecord, TableName, Topics};
+use producer::backfill::ledger::Ledger;
 use producer::source::catalog;
 use service::registry::RegistryClient;
 use service::{Config, Hint};
 
 use crate::error::Exit;
-use crate::status::progress::next_generation;
 use crate::status::{lane, loaded};
 use crate::topics::Kafka;
 use crate::{Database, Error, tables};
@@ -47,7 +47,7 @@ pub async fn run(config: &Config, argument: &str, from: From, wait: Option<Durat
     let records = kafka.ledger(&topic).await?;
     let (table, generation) = match published {
         Some((table, oid)) => {
-            let generation = next_generation(&records);
+            let generation = Ledger::of(records).next_generation();
             ask_producer(config, &kafka, &topic, (&table, oid, generation)).await?;
             println!("requested: {table} is read again as generation {generation}");
             (table, generation)
@@ -172,18 +172,18 @@ async fn rejoined(
     let ends = Instant::now() + limit;
     loop {
         let held = loaded(target, &config.migration.name).await?;
-        let of_table = held.get(table).into_iter().flatten();
-        if let Some(error) =
-            of_table.clone().filter(|held| held.generation >= generation).find_map(|held| held.error.clone())
-        {
-            return Err(Error::ResyncFailed { table: table.clone(), error });
-        }
-        if of_table.clone().any(|held| held.generation >= generation && held.state == "gone") {
-            return Err(Error::ResyncGone { table: table.clone() });
-        }
-        if of_table.clone().any(|held| held.generation >= generation && held.state == "live") {
-            println!("done: {table} is live again");
-            return Ok(());
+        for held in held.get(table).into_iter().flatten().filter(|held| held.generation >= generation) {
+            match (&held.error, held.state.as_str()) {
+                (Some(error), _) => {
+                    return Err(Error::ResyncFailed { table: table.clone(), error: error.clone() });
+                }
+                (None, "gone") => return Err(Error::ResyncGone { table: table.clone() }),
+                (None, "live") => {
+                    println!("done: {table} is live again");
+                    return Ok(());
+                }
+                _ => {}
+            }
         }
         if Instant::now() >= ends {
             return Err(Error::ResyncSlow { table: table.clone(), generation, seconds: limit.as_secs() });

@@ -9,7 +9,7 @@ use changelog::{SchemaChange, TableChange, TableName};
 use super::{Pipeline, left};
 use crate::catalog::Told;
 use crate::execute::Applier;
-use crate::resync::{self, Request};
+use crate::resync::{self, Request, State};
 use crate::rule::Rule;
 use crate::target::now_micros;
 use crate::{Error, observe};
@@ -56,14 +56,13 @@ impl Pipeline<'_> {
         };
         self.drain().await?;
         let another_copy = self.rules.get(&table).is_some_and(|rule| rule.suspended);
-        let applier = self.applier().await?;
-        let lane = applier.lane().to_owned();
-        let known = resync::states(&mut applier.connection, &lane).await?;
-        let known = known.into_iter().find(|state| state.table == table);
+        let known = self.state(&table).await?;
         if known.is_some_and(|state| state.state != "gone" && state.newest() >= generation) {
             return Ok(());
         }
+        let applier = self.applier().await?;
         if another_copy {
+            let lane = applier.lane().to_owned();
             // Another copy of it is being loaded: who does that goes on with this one.
             resync::supersede(&mut applier.connection, &lane, &table, generation).await?;
             self.superseded.insert(table);
@@ -77,7 +76,7 @@ impl Pipeline<'_> {
     fn suspended(&mut self, table: TableName) {
         self.relations.forget(&table);
         self.superseded.remove(&table);
-        self.rules.insert(table, Rule { suspended: true, ..Rule::default() });
+        self.rules.insert(table, Rule::SUSPENDED);
     }
 
     /// Tables of the source were changed: the target's are in the transaction of the rows around it.
@@ -90,7 +89,7 @@ impl Pipeline<'_> {
         let mut dropped = Vec::new();
         for changed in &change.tables {
             let rule = self.rules.get(&changed.previous);
-            let unbuilt = rule.is_some_and(|rule| rule.suspended || *rule == Rule::GONE);
+            let unbuilt = rule.is_some_and(Rule::unbuilt);
             // What is copied anew comes as it is then, unless it is another table then.
             if rule.is_some_and(|rule| left(rule, self.at)) && !(unbuilt && (drops(changed) || renames(changed))) {
                 continue;
@@ -116,18 +115,25 @@ impl Pipeline<'_> {
         if !renames(changed) || !self.rules.get(&changed.previous).is_some_and(|rule| rule.suspended) {
             return Ok(());
         }
-        if self.inside && !self.failed(&changed.previous).await? {
-            return Err(Error::Held { table: changed.previous.clone() });
+        if !self.inside {
+            return self.hold(&changed.previous).await;
         }
-        if self.inside { Ok(()) } else { self.hold(&changed.previous).await }
+        match self.failed(&changed.previous).await? {
+            true => Ok(()),
+            false => Err(Error::Held { table: changed.previous.clone() }),
+        }
     }
 
     /// Whether a table could not be built so far: nothing waits for it.
     async fn failed(&mut self, table: &TableName) -> Result<bool, Error> {
+        Ok(self.state(table).await?.is_some_and(|state| state.failed))
+    }
+
+    async fn state(&mut self, table: &TableName) -> Result<Option<State>, Error> {
         let applier = self.applier().await?;
         let lane = applier.lane().to_owned();
         let states = resync::states(&mut applier.connection, &lane).await?;
-        Ok(states.iter().any(|state| state.table == *table && state.failed))
+        Ok(states.into_iter().find(|state| state.table == *table))
     }
 
     /// Between two transactions: waits until the table is the lane's again, or cannot be.
@@ -158,7 +164,7 @@ impl Pipeline<'_> {
         let Some(schema_id) = *schema_id else { return Ok(()) };
         if table != previous {
             let rule = self.rules.get(previous).copied();
-            let built = rule.is_none_or(|rule| !rule.suspended && rule != Rule::GONE);
+            let built = !rule.is_some_and(|rule| rule.unbuilt());
             self.whole_table().await?.rename_table((previous, built), table, change).await?;
             self.relations.renamed(previous, table);
             self.rules.remove(previous);

@@ -36,7 +36,8 @@ pub mod waiting;
 
 use std::collections::{HashMap, HashSet};
 
-use changelog::{Lane as Direction, LedgerRecord, TableName, Topics};
+use changelog::{Lane as Direction, TableName, Topics};
+use producer::backfill::ledger::Ledger;
 use service::Config;
 
 use self::reconcile::Reach;
@@ -68,14 +69,14 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
     let schema = read(config, (source, target), &seen, &selected).await?;
     let end = level::end(source).await?;
     let (reach, lane) = level::wait(config, target, end).await?;
-    let ledger = Topics::new(&config.migration.name, Direction::Forward).ledger();
-    let records = if lane.is_some() { Kafka::new(&config.kafka).ledger(&ledger).await? } else { Vec::new() };
-    let planned: HashSet<&TableName> = records.iter().filter_map(planned).collect();
+    let topic = Topics::new(&config.migration.name, Direction::Forward).ledger();
+    let records = if lane.is_some() { Kafka::new(&config.kafka).ledger(&topic).await? } else { Vec::new() };
+    let ledger = Ledger::of(records);
     // The lane may have brought tables meanwhile. Nothing slow from here on: it may go on doing so.
     let held = tables::held(target, &selected).await?;
     let compared = tables::compare(&selected, &held);
     let early = match &lane {
-        Some(lane) => early(config, source, (lane, reach), (&compared, &planned)).await?,
+        Some(lane) => early(config, source, (lane, reach), (&compared, &ledger)).await?,
         None => HashSet::new(),
     };
     let wanted: Vec<&Table> = compared.wanted.into_iter().filter(|table| !early.contains(&table.oid)).collect();
@@ -132,7 +133,7 @@ async fn early(
     config: &Config,
     source: &Database,
     (lane, reach): (&Lane, Reach),
-    (compared, planned): (&tables::Compared<'_>, &HashSet<&TableName>),
+    (compared, ledger): (&tables::Compared<'_>, &Ledger),
 ) -> Result<HashSet<u32>, Error> {
     let coming = reach == Reach::Behind && matches!(lane.phase.as_str(), "exact" | "tolerant");
     let sql = "SELECT c.oid, n.nspname::text, c.relname::text, EXISTS (SELECT FROM pg_catalog.pg_publication_rel r
@@ -152,7 +153,7 @@ async fn early(
             None => "the source has dropped it meanwhile",
             Some((_, true)) if coming && table.parent.is_none() => "it is published, so the lane may bring it",
             // Empty, it would take the events of a table whose rows the target has under another name.
-            Some((_, true)) if table.parent.is_none() && !planned.contains(&table.name) => {
+            Some((_, true)) if table.parent.is_none() && !ledger.knows(&table.name) => {
                 "it is published, and was never copied under this name: if the source has renamed it, rename it on the target; \
                  else dflux resync brings it"
             }
@@ -162,13 +163,6 @@ async fn early(
         early.insert(table.oid);
     }
     Ok(early)
-}
-
-fn planned(record: &LedgerRecord) -> Option<&TableName> {
-    match record {
-        LedgerRecord::Plan(plan) => Some(&plan.table),
-        _ => None,
-    }
 }
 
 /// One at a time. The lock is the session's: it goes with the process.

@@ -137,16 +137,6 @@ fn newest<'a>(
     (table.generation == generation).then_some(table)
 }
 
-/// The generation that a new request gets: above every one that was ever planned or asked for, of whatever table.
-pub fn next_generation(ledger: &[LedgerRecord]) -> u32 {
-    let generations = ledger.iter().filter_map(|record| match record {
-        LedgerRecord::Plan(plan) => Some(plan.generation),
-        LedgerRecord::ResyncRequested(request) => Some(request.generation),
-        _ => None,
-    });
-    generations.max().unwrap_or(0) + 1
-}
-
 /// Seconds that are left at this rate.
 pub fn eta_seconds(done: u64, expected: u64, per_second: Option<f64>) -> Option<u64> {
     let rate = per_second.filter(|rate| *rate > 0.0)?;
@@ -157,7 +147,7 @@ pub fn eta_seconds(done: u64, expected: u64, per_second: Option<f64>) -> Option<
 mod tests {
     use changelog::Lsn;
     use changelog::block::ChunkId;
-    use changelog::ledger::{BackfillCompleted, Chunk, Plan, ResyncRequested};
+    use changelog::ledger::{BackfillCompleted, Chunk, Plan};
 
     use super::*;
 
@@ -211,21 +201,6 @@ mod tests {
         let backfill = fold(&again, &loaded);
         assert_eq!((backfill.chunks_planned, backfill.chunks_copied, backfill.chunks_loaded), (3, 1, 0));
         assert_eq!(backfill.rows_expected, 1000);
-    }
-
-    #[test]
-    fn a_request_gets_a_generation_above_all_others() {
-        let (table, other) = (TableName::new("public", "t"), TableName::new("public", "u"));
-        let request = |generation| {
-            LedgerRecord::ResyncRequested(ResyncRequested {
-                table: table.clone(),
-                generation,
-                oid: 0,
-                token: String::new(),
-            })
-        };
-        assert_eq!(next_generation(&[plan(&table, 0, 1), plan(&other, 7, 1)]), 8);
-        assert_eq!(next_generation(&[request(3), plan(&table, 2, 1)]), 4);
     }
 
     #[test]

@@ -173,4 +173,27 @@ mod tests {
         ledger.take(LedgerRecord::ResyncRefused(refused));
         assert!(ledger.open_resyncs().is_empty());
     }
+    #[test]
+    fn a_request_gets_a_generation_above_all_others() {
+        let (table, other) = (TableName::new("public", "t"), TableName::new("public", "u"));
+        let request = |generation| {
+            let (table, token) = (table.clone(), String::new());
+            LedgerRecord::ResyncRequested(ResyncRequested { table, generation, oid: 0, token })
+        };
+        let plan = |table: &TableName, generation| {
+            let (table, key, bounds, definition) = (table.clone(), vec!["id".into()], Vec::new(), Vec::new());
+            LedgerRecord::Plan(Plan {
+                table,
+                generation,
+                key,
+                bounds,
+                estimated_rows: 1,
+                estimated_bytes: 1,
+                definition,
+            })
+        };
+        let next = |records| Ledger::of(records).next_generation();
+        assert_eq!(next(vec![plan(&table, 0), plan(&other, 7)]), 8);
+        assert_eq!(next(vec![request(3), plan(&table, 2)]), 4);
+    }
 }

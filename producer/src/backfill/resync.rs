@@ -53,9 +53,7 @@ impl Backfill {
 
     /// Asks for the copies of new tables. The ledger has the requests before anything else speaks of the tables.
     async fn join(&mut self, tables: &[TableName]) -> Result<Vec<ResyncRequested>, Error> {
-        let refused = &self.refused;
-        let waits = |table: &TableName| refused.get(table).is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER);
-        if tables.iter().all(waits) {
+        if tables.iter().all(|table| self.waits(table)) {
             return Ok(Vec::new());
         }
         let client = self.lane.source.connect(&self.lane.application_name()).await?;
@@ -70,7 +68,7 @@ impl Backfill {
         let mut asked = Vec::new();
         for table in new {
             let name = &table.name;
-            if self.refused.get(name).is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER) {
+            if self.waits(name) {
                 continue;
             }
             let reason = if renamed && self.ledger.knows(name) {
@@ -85,6 +83,10 @@ impl Backfill {
             tracing::warn!(table = %name, reason, "a new table does not join");
         }
         Ok(asked)
+    }
+
+    fn waits(&self, table: &TableName) -> bool {
+        self.refused.get(table).is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER)
     }
 
     async fn request(&mut self, table: &Table) -> Result<ResyncRequested, Error> {
@@ -168,35 +170,29 @@ impl Backfill {
         let present = publication::published(&client, &lane.publication).await?.unwrap_or_default();
         let mut published = Vec::new();
         for request in requests {
-            if let Some(table) = selection.published.iter().find(|published| published.name == request.table) {
-                match publish_table(&lane, &client, (&selection, table), &request, &present).await {
-                    Err(error) if of_table(&error) => {
-                        self.refuse_for(&request, &error).await?;
-                    }
-                    done => {
-                        done?;
-                        published.push(request);
-                    }
+            let named = selection.published.iter().find(|table| table.name == request.table);
+            let (request, table) = match named {
+                Some(table) => (request, table),
+                None => {
+                    let Some(table) = selection.published.iter().find(|table| table.oid == request.oid) else {
+                        let left_out = selection.left_out.iter().find(|(name, _)| *name == request.table);
+                        let unknown = "the source does not have it, or it does not match";
+                        self.refuse(&request, left_out.map_or(unknown, |(_, reason)| reason).to_owned()).await?;
+                        continue;
+                    };
+                    // Events come under its new name, and are to find its rows.
+                    let under_new_name = self.request(table).await?;
+                    self.refuse(&request, "it has another name now".to_owned()).await?;
+                    (under_new_name, table)
                 }
-                continue;
-            }
-            let left_out = selection.left_out.iter().find(|(name, _)| *name == request.table);
-            let mut reason = left_out.map_or("the source does not have it, or it does not match", |(_, reason)| reason);
-            // Renamed since: events come under its new name, and are to find its rows.
-            if let Some(table) = selection.published.iter().find(|table| table.oid == request.oid) {
-                reason = "it has another name now";
-                let renamed = self.request(table).await?;
-                match publish_table(&lane, &client, (&selection, table), &renamed, &present).await {
-                    Err(error) if of_table(&error) => {
-                        self.refuse_for(&renamed, &error).await?;
-                    }
-                    done => {
-                        done?;
-                        published.push(renamed);
-                    }
+            };
+            match publish_table(&lane, &client, (&selection, table), &request, &present).await {
+                Err(error) if of_table(&error) => self.refuse_for(&request, &error).await?,
+                done => {
+                    done?;
+                    published.push(request);
                 }
             }
-            self.refuse(&request, reason.to_owned()).await?;
         }
         Ok(published)
     }

@@ -1,6 +1,6 @@
 //! The statements that make a table where there is none: what its rows and its events need. The types of its columns, the
 //! sequences of its defaults, its columns, checks, partitions and key. What else belongs to it (other indexes and constraints,
-//! triggers, comments) comes with `dflux prepare`, which has pg_dump's word for it.
+//! triggers) comes with `dflux prepare`, which has pg_dump's word for it.
 
 use changelog::table::schema_sql;
 use tokio_postgres::Client;
