@@ -15,6 +15,8 @@ pub const SCHEMA: &str = include_str!("../../schemas/ledger.avsc");
 pub struct Plan {
     pub table: TableName,
     pub generation: u32,
+    /// `pg_class.oid` on the source; 0: not known.
+    pub oid: u32,
     /// Key columns in key order; empty for a keyless table, which is one chunk.
     pub key: Vec<String>,
     /// Upper bounds of all chunks but the last, each one text per key column: n bounds make n + 1 chunks.
@@ -142,6 +144,7 @@ impl LedgerRecord {
                 put_long(out, plan.estimated_rows as i64);
                 put_long(out, plan.estimated_bytes as i64);
                 put_texts(out, &plan.definition);
+                put_long(out, i64::from(plan.oid));
             }
             LedgerRecord::Chunk(chunk) => {
                 put_long(out, 1);
@@ -241,7 +244,8 @@ fn plan(reader: &mut Reader<'_>) -> Result<Plan, Error> {
     let bounds = reader.list(texts)?;
     let (estimated_rows, estimated_bytes) = (reader.unsigned()?, reader.unsigned()?);
     let definition = if reader.ended() { Vec::new() } else { texts(reader)? };
-    Ok(Plan { table, generation, key, bounds, estimated_rows, estimated_bytes, definition })
+    let oid = if reader.ended() { 0 } else { small(reader)? };
+    Ok(Plan { table, generation, oid, key, bounds, estimated_rows, estimated_bytes, definition })
 }
 
 fn small(reader: &mut Reader<'_>) -> Result<u32, Error> {

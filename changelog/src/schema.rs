@@ -218,6 +218,7 @@ pub fn value_schema(shape: &TableShape) -> String {
         "pg.database": shape.database,
         "pg.schema": shape.table.schema,
         "pg.table": shape.table.name,
+        "pg.table_oid": shape.oid,
         "pg.replica_identity": shape.identity.name(),
         "fields": [
             {"name": "op", "type": "string"},
@@ -287,6 +288,8 @@ pub fn shape_of(schema: &str, id: u32) -> Result<TableShape, Error> {
     Ok(TableShape {
         database: text(&schema, "pg.database")?,
         table: TableName::new(text(&schema, "pg.schema")?, text(&schema, "pg.table")?),
+        // Of a version that did not say it.
+        oid: schema["pg.table_oid"].as_u64().and_then(|oid| u32::try_from(oid).ok()).unwrap_or(0),
         identity: Identity::from_name(&identity).ok_or_else(|| foreign("unknown replica identity"))?,
         columns,
     })

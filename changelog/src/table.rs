@@ -169,6 +169,8 @@ impl Column {
 pub struct TableShape {
     pub database: String,
     pub table: TableName,
+    /// `pg_class.oid` on the source, which stays when the table is renamed; 0: not known.
+    pub oid: u32,
     pub identity: Identity,
     pub columns: Vec<Column>,
 }

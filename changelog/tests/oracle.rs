@@ -67,6 +67,7 @@ fn shape() -> TableShape {
     TableShape {
         database: "db".into(),
         table: TableName::new("public", "Order.Lines"),
+        oid: 16_400,
         identity: Identity::Full,
         columns: columns.collect(),
     }
@@ -347,6 +348,7 @@ fn ledger_records_round_trip_and_the_avro_library_reads_them() {
         LedgerRecord::Plan(Plan {
             table: table(),
             generation: 1,
+            oid: 16_400,
             key: vec!["a".into(), "b".into()],
             bounds: vec![vec!["1".into(), "x".into()]],
             estimated_rows: 5,

@@ -30,6 +30,7 @@ fn encoder() -> EventEncoder {
     let shape = TableShape {
         database: "db".into(),
         table: TableName::new("public", "large"),
+        oid: 0,
         identity: Identity::Full,
         columns: vec![column("id", 25), column("t", 25), column("raw", 17), column("n", 1700)],
     };

@@ -11,7 +11,8 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::error::{contract, target};
-use crate::evolve::{Evolution, same};
+use crate::evolve::{Evolution, Refusal, same};
+use crate::identity::{self, Identities, Standing};
 use crate::relation::{Relation, TargetColumn, TargetTable};
 use crate::{Error, observe};
 
@@ -129,6 +130,12 @@ pub struct Told<'a> {
 #[derive(Debug)]
 pub enum Met {
     Relation(Arc<Relation>),
+    /// The source's table had another name so far: to be done before, then ask again. `taken`: of the table that has its new name.
+    Renamed {
+        from: TableName,
+        to: TableName,
+        taken: Option<u32>,
+    },
     /// To be done before, in the transaction of the events; then ask again.
     Alter(Alteration),
 }
@@ -149,6 +156,8 @@ pub struct Relations {
     tables: Vec<TableName>,
     /// None: copied anew, and not known since; the copy's columns are there.
     current: HashMap<TableName, Option<Current>>,
+    /// As read; none after a change of them.
+    identities: Option<Identities>,
     /// By table's place: columns of the target that nothing fills.
     unfilled: HashMap<usize, usize>,
 }
@@ -165,6 +174,7 @@ impl Relations {
             made: 0,
             tables: Vec::new(),
             current: HashMap::new(),
+            identities: None,
             unfilled: HashMap::new(),
         }
     }
@@ -231,7 +241,17 @@ impl Relations {
         let decoder = self.decoder(schema_id).await?.clone();
         let shape = decoder.shape().clone();
         let name = shape.table.clone();
+        let standing = self.standing(connection, &shape).await?;
+        match standing {
+            Standing::Same | Standing::New => {}
+            Standing::Renamed { from, taken } => return Ok(Met::Renamed { from, to: name, taken }),
+            Standing::Another => return Err(another(&name, position)),
+        }
         let target = table(connection, &name).await?;
+        if standing == Standing::New {
+            identity::set(connection, &self.lane, &name, shape.oid).await?;
+            self.identities = None;
+        }
         self.read_current(connection, &name).await?;
         let known = self.current.get(&name);
         let current = known.and_then(Option::as_ref);
@@ -286,8 +306,17 @@ impl Relations {
         self.current.insert(alteration.table.clone(), Some(current));
     }
 
+    async fn standing(&mut self, connection: &mut PgConnection, shape: &TableShape) -> Result<Standing, Error> {
+        let known = match self.identities.take() {
+            Some(known) => known,
+            None => Identities::read(connection, &self.lane).await?,
+        };
+        Ok(self.identities.insert(known).standing(&shape.table, shape.oid))
+    }
+
     /// The target's table has another name now.
     pub fn renamed(&mut self, from: &TableName, to: &TableName) {
+        self.identities = None;
         self.by_schema.retain(|_, relation| relation.name() != from);
         if let Some(current) = self.current.remove(from) {
             self.current.insert(to.clone(), current);
@@ -298,6 +327,7 @@ impl Relations {
     pub fn forget(&mut self, table: &TableName) {
         self.by_schema.retain(|_, relation| relation.name() != table);
         self.current.remove(table);
+        self.identities = None;
     }
 
     /// The table that events of this schema are of.
@@ -411,6 +441,14 @@ async fn statements(
         position,
         refusal: Box::new(refusal),
     })
+}
+
+/// The table's name in the target is that of another one, which is no more called so on the source.
+pub fn another(table: &TableName, position: Position) -> Error {
+    let what = "is another table of the source than the one whose rows the target has under this name: it was dropped or renamed, and \
+                this one made or renamed in its place";
+    let refusal = Refusal { what: what.into(), statement: String::new(), copy_again: true };
+    Error::SchemaChange { table: table.clone(), position, refusal: Box::new(refusal) }
 }
 
 /// Says in the target what its table is like now.

@@ -24,6 +24,7 @@ fn shape() -> TableShape {
     TableShape {
         database: "d".into(),
         table: TableName::new("s", "t\"q"),
+        oid: 0,
         identity: Identity::Default,
         columns: vec![
             column("id", 23, Some(1)),

@@ -22,7 +22,7 @@ fn typed(name: &str, attnum: i16, type_name: &str) -> Column {
 
 fn shape(columns: &[Column]) -> TableShape {
     let columns = columns.to_vec();
-    TableShape { database: "d".into(), table: TableName::new("s", "t"), identity: Identity::Default, columns }
+    TableShape { database: "d".into(), table: TableName::new("s", "t"), oid: 0, identity: Identity::Default, columns }
 }
 
 fn target(names: &[&str]) -> TargetTable {

@@ -27,7 +27,7 @@ use crate::resync::{self, Resyncing};
 use crate::rule::{self, Rule};
 use crate::subscribe::{self, Hint, LaneParameters};
 use crate::target::{LaneRow, Purpose, Sessions, begin_lane, lane_row, mark, record_error, set_phase};
-use crate::{Error, enums, observe, reread};
+use crate::{Error, enums, identity, observe, reread};
 
 /// Runs until the shutdown, or until an error that only a person can mend.
 ///
@@ -244,7 +244,9 @@ impl Life {
         health.ready("indexing");
         let workers = usize::from(self.config.consumer.load_workers);
         let building = Building { sessions: &self.sessions, migration: &self.config.migration.name, workers };
-        building.all(&following.ledger.plans_of(&copies)).await?;
+        let plans = following.ledger.plans_of(&copies);
+        building.all(&plans).await?;
+        identity::copied(connection, &self.sessions.lane, &plans).await?;
         resync::loaded(connection, &self.sessions.lane, &copies).await?;
         let exact_from = following.ledger.exact_from(&copies).unwrap_or_default();
         set_phase(connection, &self.sessions.lane, leader.epoch, "tolerant", Some(exact_from)).await?;
@@ -371,7 +373,7 @@ impl Life {
         let Some(table) = error.table() else { return Ok(false) };
         let loading = self.loading(epoch, &Pulse::default());
         let Some(following) = Following::start(&loading).await? else { return Ok(false) };
-        let Some(ResyncRequested { table, generation, .. }) = following.requests.newest(&table) else {
+        let Some(ResyncRequested { table, generation, oid, .. }) = following.requests.newest(&table) else {
             return Ok(false);
         };
         let mut applier = resync::applier(&loading, &table).await?;
@@ -379,7 +381,7 @@ impl Life {
         if states.iter().any(|state| state.table == table && state.generation >= generation) {
             return Ok(false);
         }
-        applier.suspend(&table, generation, true).await?;
+        applier.suspend(&table, generation, Some(oid)).await?;
         observe::resync(&table.to_string(), generation, "resyncing");
         Ok(true)
     }

@@ -18,6 +18,7 @@ pub mod event;
 pub mod evolve;
 pub mod execute;
 pub mod follow;
+pub mod identity;
 pub mod index;
 pub mod lane;
 pub mod lead;

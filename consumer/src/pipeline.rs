@@ -344,7 +344,9 @@ impl Pipeline<'_> {
                 if self.rules.get(&table).is_some_and(|rule| left(rule, commit_lsn)) {
                     return Ok(());
                 }
-                self.meet(event.schema_id, event.header.position, None).await?
+                let met = self.meet(event.schema_id, event.header.position, None).await?;
+                let Some(relation) = met else { return Ok(()) };
+                relation
             }
         };
         let mut tolerant = commit_lsn < self.exact_from;
@@ -389,12 +391,17 @@ impl Pipeline<'_> {
         schema_id: u32,
         position: Position,
         told: Option<Told<'_>>,
-    ) -> Result<Arc<Relation>, Error> {
+    ) -> Result<Option<Arc<Relation>>, Error> {
         loop {
             self.settle().await?;
             let applier = self.applier.as_mut().ok_or(Error::Thread { what: "applies a batch" })?;
             match self.relations.meet(&mut applier.connection, schema_id, position, told).await? {
-                Met::Relation(relation) => return Ok(relation),
+                Met::Relation(relation) => return Ok(Some(relation)),
+                Met::Renamed { from, to, taken } => {
+                    if !Box::pin(self.renamed((&from, &to), taken, position)).await? {
+                        return Ok(None);
+                    }
+                }
                 Met::Alter(alteration) => {
                     self.whole_table().await?.alter(&alteration).await?;
                     self.relations.altered(&alteration);

@@ -25,6 +25,7 @@ fn shape(key: bool) -> TableShape {
     TableShape {
         database: "d".into(),
         table: TableName::new("s", "t"),
+        oid: 0,
         identity: Identity::Default,
         columns: vec![
             column("id", 23, "int4", key.then_some(0)),

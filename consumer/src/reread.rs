@@ -1,7 +1,8 @@
-//! Rows that no event completes: read again from the source, before the lane counts as exact, or a replayed table as the lane's.
+//! Rows that no event completes: read again from the source, before the lane counts as exact, or a replayed table as the lane's; and
+//! rows that an operator has found to be wrong (`dflux resync TABLE --rows`), while the lane is exact.
 //!
 //! A tolerant update found no row (it was moved by a key change between two snapshots) and did not carry its TOAST columns.
-//! Its key is in `dflux.incomplete`. The row is read under a snapshot of its own; the point C2 is taken after the snapshot,
+//! Its key is in `dflux.incomplete`, and so are those that the operator named. The row is read under a snapshot of its own; the point C2 is taken after the snapshot,
 //! so every transaction below C2 that is in it or not is applied again, tolerantly, up to C2. Then the lane is exact. A replayed table
 //! has its own C2: its copy counts as read there.
 
@@ -80,6 +81,14 @@ pub async fn run_once(
     }
     run(connection, "COMMIT").await.map_err(target("the commit"))?;
     Ok(Some(point))
+}
+
+/// Whether there are rows to be read again of tables that are the lane's.
+///
+/// # Errors
+/// `Target`.
+pub async fn asked(connection: &mut PgConnection, lane: &str) -> Result<bool, Error> {
+    Ok(!incomplete(connection, lane, &Scope::Lane).await?.is_empty())
 }
 
 /// A table that is not the lane's at this moment is not the lane's to complete.
@@ -170,24 +179,50 @@ async fn one_page(
     let list = list.collect::<Vec<_>>().join(", ");
     let sql = format!("SELECT {list} FROM {rows_there} t, {} WHERE {there}", from(&wanted));
     let rows = client.query(&sql, &[]).await.map_err(source(format!("rows of {table}")))?;
-    let delete = format!("DELETE FROM {rows_here} t USING {} WHERE {here}", from(&wanted));
+    let arrays: Vec<String> =
+        (0..columns.len()).map(|at| texts(rows.iter().map(|row| row.get::<_, Option<&str>>(at)))).collect();
+    // All at once, so that they may exchange unique values; but where foreign keys are checked, others may hang on what stays.
+    let stays = if found.replica_role {
+        String::new()
+    } else {
+        let same = key.iter().filter_map(|(name, ..)| {
+            let at = columns.iter().position(|column| column.name == *name)?;
+            let value = columns[at].input(&format!("v.c{at}"));
+            Some(format!("t.{} {} {value}", quote_identifier(name), columns[at].equals()))
+        });
+        let same = same.collect::<Vec<_>>().join(" AND ");
+        format!(" AND NOT EXISTS (SELECT FROM {} WHERE {same})", from(&arrays).replace(" AS u(", " AS v("))
+    };
+    let delete = format!("DELETE FROM {rows_here} t USING {} WHERE {here}{stays}", from(&wanted));
     run(connection, &delete).await.map_err(target(format!("rows of {table}")))?;
     if rows.is_empty() {
         return Ok(());
     }
-    let arrays: Vec<String> =
-        (0..columns.len()).map(|at| texts(rows.iter().map(|row| row.get::<_, Option<&str>>(at)))).collect();
     let names: Vec<String> = columns.iter().map(|column| quote_identifier(&column.name)).collect();
     let values: Vec<String> =
         columns.iter().enumerate().map(|(at, column)| column.input(&format!("u.c{at}"))).collect();
+    let conflict = if found.replica_role { String::new() } else { on_conflict(&key, &columns) };
     let insert = format!(
-        "INSERT INTO {quoted} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}",
+        "INSERT INTO {quoted} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM {}{conflict}",
         names.join(", "),
         values.join(", "),
         from(&arrays)
     );
     let insert = sqlx::raw_sql(AssertSqlSafe(insert)).execute(connection).await;
     insert.map(|_| ()).map_err(target(format!("rows of {table}")))
+}
+
+/// A row that stays takes the values of the one that comes.
+fn on_conflict(key: &[(String, String, String)], columns: &[TargetColumn]) -> String {
+    let names: Vec<String> = key.iter().map(|(name, ..)| quote_identifier(name)).collect();
+    let others =
+        columns.iter().filter(|column| !column.identity_always && key.iter().all(|(name, ..)| *name != column.name));
+    let sets: Vec<String> =
+        others.map(|column| quote_identifier(&column.name)).map(|name| format!("{name} = excluded.{name}")).collect();
+    match sets.as_slice() {
+        [] => format!(" ON CONFLICT ({}) DO NOTHING", names.join(", ")),
+        sets => format!(" ON CONFLICT ({}) DO UPDATE SET {}", names.join(", "), sets.join(", ")),
+    }
 }
 
 /// `ARRAY['a', NULL]::text[]`.

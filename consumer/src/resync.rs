@@ -55,12 +55,14 @@ const AGAIN_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub enum Request {
     /// Empty the table, forget what is loaded of the copy, and pass its events over from now on.
-    /// `anew`: the copy was made for this, from the table as it is now.
-    Suspend { table: TableName, generation: u32, anew: bool, done: oneshot::Sender<()> },
+    /// `anew`: the copy was made for this, from the table as it is now, which has this OID (0: not known).
+    Suspend { table: TableName, generation: u32, anew: Option<u32>, done: oneshot::Sender<()> },
     /// Say where the lane is, wait, and take the table back under its copy's rule.
     Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
     /// Its copy never comes.
     Gone { table: TableName },
+    /// Rows of the lane's tables are to be read again.
+    Reread,
 }
 
 /// A row of `dflux.table_state`: `requested` (by a person, from the topics), `resyncing` (empty, or half loaded), `rejoining` (being
@@ -175,6 +177,9 @@ async fn watch(
                 Err(error) => return Err(error),
             }
         }
+        if reread::asked(&mut connection, &sessions.lane).await? {
+            requests.send(Request::Reread).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
+        }
         tokio::select! {
             followed = following.next() => followed?,
             () = tokio::time::sleep(LOOKS_EVERY) => {}
@@ -192,7 +197,7 @@ async fn one(
     let loading = &resyncing.loading;
     let lane = &loading.sessions.lane;
     let mut connection = loading.sessions.open(Purpose::Apply).await?;
-    let Some(mut state) = begun(resyncing, requests, &mut connection, state).await? else { return Ok(()) };
+    let Some(mut state) = begun(resyncing, requests, following, &mut connection, state).await? else { return Ok(()) };
     let (table, generation) = (state.table.clone(), state.generation);
     if state.state == "resyncing" {
         match load(resyncing, &mut connection, following, &state).await? {
@@ -248,6 +253,7 @@ async fn one(
 async fn begun(
     resyncing: &Resyncing,
     requests: &mpsc::Sender<Request>,
+    following: &Following,
     connection: &mut PgConnection,
     state: State,
 ) -> Result<Option<State>, Error> {
@@ -260,14 +266,16 @@ async fn begun(
         None => return Ok(Some(state)),
     };
     observe::resync(&table.to_string(), generation, "resyncing");
+    let asked = following.requests.newest(&table.to_string()).filter(|asked| asked.generation == generation);
+    let oid = asked.map_or(0, |asked| asked.oid);
     if replayed || state.state == "live" {
         let (done, suspended) = oneshot::channel();
-        let request = Request::Suspend { table: table.clone(), generation, anew: !replayed, done };
+        let request = Request::Suspend { table: table.clone(), generation, anew: (!replayed).then_some(oid), done };
         requests.send(request).await.map_err(|_| Error::Thread { what: "applies the lane" })?;
         suspended.await.map_err(|_| Error::Thread { what: "applies the lane" })?;
     } else {
         // The lane leaves it alone already.
-        applier(loading, table).await?.suspend(table, generation, true).await?;
+        applier(loading, table).await?.suspend(table, generation, Some(oid)).await?;
     }
     Ok(states(connection, lane).await?.into_iter().find(|known| known.table == *table))
 }
@@ -539,6 +547,8 @@ impl Replay {
         loop {
             match self.relations.meet(&mut self.applier.connection, schema_id, at, None).await? {
                 Met::Relation(relation) => return Ok(relation),
+                // The lane renames; what has the name here now is another table.
+                Met::Renamed { to, .. } => return Err(catalog::another(&to, at)),
                 Met::Alter(alteration) => {
                     let prepared = prepare(&batch.changes)?;
                     self.applier.flush(batch, prepared, false).await?;

@@ -43,6 +43,9 @@ CREATE TABLE IF NOT EXISTS dflux.table_schema (
     lane text, schema_name text, table_name text, schema_id int, commit_lsn pg_lsn, ordinal bigint, part int,
     changed_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name)
 );
+CREATE TABLE IF NOT EXISTS dflux.table_identity (
+    lane text, schema_name text, table_name text, source_oid bigint, PRIMARY KEY (lane, schema_name, table_name)
+);
 CREATE TABLE IF NOT EXISTS dflux.schema_step (
     id bigserial PRIMARY KEY, migration text, kind text, schema_name text, table_name text, name text,
     statement text, needs text[], done_at timestamptz, error text

@@ -298,7 +298,9 @@ async fn remove_schema(config: &Config, target: &Database, found: &Found) -> Res
         return Ok(());
     }
     let lane = format!("{}/", config.migration.name);
-    for table in ["chunk", "incomplete", "offset_hint", "table_state", "divergence", "lane"] {
+    for table in
+        ["chunk", "incomplete", "offset_hint", "table_state", "table_schema", "table_identity", "divergence", "lane"]
+    {
         let sql = format!("DELETE FROM dflux.{table} WHERE starts_with(lane, $1)");
         target.execute("forgetting the migration", &sql, &[&lane]).await?;
     }

@@ -81,6 +81,18 @@ pub enum Error {
     ResyncFailed { table: TableName, error: String },
     #[error("{table} is not built: the source does not have it any more")]
     ResyncGone { table: TableName },
+    #[error("{table} has no key by which single rows could be read again")]
+    NoKey { table: TableName },
+    #[error("{table} could not be checked: {reason}")]
+    RowsUnchecked { table: TableName, reason: String },
+    #[error("{table} differs in what no row is named for: {causes}")]
+    RowsUnnamed { table: TableName, causes: String },
+    #[error("{table} still differs after {read_again} row(s) were read again")]
+    RowsRemain { table: TableName, read_again: usize },
+    #[error("the rows of {table} are not read again yet")]
+    RowsSlow { table: TableName },
+    #[error(transparent)]
+    Validator(#[from] validator::Error),
     #[error("cannot write {path}")]
     Write { path: String, source: std::io::Error },
     #[error("the source cannot be prepared")]
@@ -102,6 +114,7 @@ impl Error {
             | Error::NoLane { .. }
             | Error::NotCopied { .. }
             | Error::Resyncing { .. }
+            | Error::NoKey { .. }
             | Error::CopyOutdated { .. }
             | Error::SlotInUse { .. }
             | Error::LaneInUse { .. }
@@ -120,6 +133,11 @@ impl Error {
             | Error::ResyncSlow { .. }
             | Error::ResyncFailed { .. }
             | Error::ResyncGone { .. }
+            | Error::RowsUnchecked { .. }
+            | Error::RowsUnnamed { .. }
+            | Error::RowsRemain { .. }
+            | Error::RowsSlow { .. }
+            | Error::Validator(_)
             | Error::Write { .. }
             | Error::Source { .. } => Exit::Failed,
         }
@@ -173,6 +191,18 @@ impl Hint for Error {
             }
             Error::ResyncFailed { .. } => "mend that on the target; it is tried again by itself".into(),
             Error::ResyncGone { .. } => "DROP the table on the target, or rename it as on the source".into(),
+            Error::NoKey { table } => format!("dflux resync {table}"),
+            Error::RowsUnchecked { .. } => "dflux status shows what keeps the lane from being exact; then ask again".into(),
+            Error::RowsUnnamed { table, .. } => {
+                format!("validator check --table {table} shows what differs; rows without a key come again with dflux resync {table}")
+            }
+            Error::RowsRemain { table, .. } => {
+                format!("find out what writes to the target beside dflux, then ask again; or dflux resync {table}, all of it")
+            }
+            Error::RowsSlow { .. } => {
+                "dflux status shows whether the lane runs; the request stands, it needs no repetition".into()
+            }
+            Error::Validator(error) => return error.hint(),
             Error::Write { .. } => "choose a file that can be written".into(),
             Error::Source { hint, .. } => return hint.clone(),
             Error::Unconfirmed => "dflux cleanup --yes".into(),

@@ -9,6 +9,7 @@ pub mod database;
 pub mod error;
 pub mod finding;
 pub mod prepare;
+pub mod repair;
 pub mod resync;
 pub mod status;
 pub mod tables;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use control::error::Exit;
-use control::{Error, assess, cleanup, prepare, resync, status};
+use control::{Error, assess, cleanup, prepare, repair, resync, status};
 use service::{Config, Hint};
 
 /// Moves a live PostgreSQL database to another server.
@@ -44,6 +44,9 @@ enum Command {
         /// From the topics, into this target; else from the source, into every target of the migration.
         #[arg(long)]
         replay: bool,
+        /// Only the rows that the validator finds to be wrong now, into this target; then checks again.
+        #[arg(long, conflicts_with = "replay")]
+        rows: bool,
         /// Returns when the table is live again.
         #[arg(long)]
         wait: bool,
@@ -92,7 +95,10 @@ async fn run(config: &Config, command: Command) -> Result<Exit, Error> {
         Command::Assess { json } => assess::run(config, json.as_deref()).await,
         Command::Prepare => prepare::run(config).await,
         Command::Status { json, watch } => status::run(config, json, watch).await,
-        Command::Resync { table, replay, wait, timeout } => {
+        Command::Resync { table, rows: true, timeout, .. } => {
+            repair::run(config, &table, Duration::from_secs(timeout)).await
+        }
+        Command::Resync { table, replay, wait, timeout, .. } => {
             let from = if replay { resync::From::Topics } else { resync::From::Source };
             resync::run(config, &table, from, wait.then(|| Duration::from_secs(timeout))).await
         }

@@ -3,6 +3,7 @@
 //! rest, whenever they run.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use changelog::ledger::{self, ResyncRequested};
@@ -46,11 +47,11 @@ pub async fn run(config: &Config, argument: &str, from: From, wait: Option<Durat
     }
     let records = kafka.ledger(&topic).await?;
     let (table, generation) = match published {
-        Some((table, oid)) => {
+        Some(table) => {
             let generation = Ledger::of(records).next_generation();
-            ask_producer(config, &kafka, &topic, (&table, oid, generation)).await?;
-            println!("requested: {table} is read again as generation {generation}");
-            (table, generation)
+            ask_producer(config, &kafka, &topic, (&table.name, table.oid, generation)).await?;
+            println!("requested: {} is read again as generation {generation}", table.name);
+            (table.name.clone(), generation)
         }
         None => {
             let (table, generation) = copied(&records, argument)?;
@@ -141,8 +142,11 @@ fn copied(records: &[LedgerRecord], argument: &str) -> Result<(TableName, u32), 
     Ok((table, newest))
 }
 
-/// The table under the name that it is published by, and its OID: a partition's is its partitioned table.
-async fn published(config: &Config, argument: &str) -> Result<(TableName, u32), Error> {
+/// The table as it is published: a partition's is its partitioned table.
+///
+/// # Errors
+/// `NoTable`, `NotSelected`, `Source`.
+pub async fn published(config: &Config, argument: &str) -> Result<Arc<catalog::Table>, Error> {
     let source = Database::connect("source", &config.source.url).await?;
     let all = tables::read(&source).await?;
     let mut table = tables::find(&all, &config.migration, argument)?;
@@ -151,8 +155,8 @@ async fn published(config: &Config, argument: &str) -> Result<(TableName, u32), 
         .map_err(|error| Error::Source { hint: error.hint(), source: Box::new(error) })?;
     let selection = catalog::select(&known, &config.migration);
     loop {
-        if selection.published.iter().any(|published| published.name == table.name) {
-            return Ok((table.name.clone(), table.oid));
+        if let Some(published) = selection.published.iter().find(|published| published.name == table.name) {
+            return Ok(published.clone());
         }
         let above = table.parent.and_then(|oid| all.iter().find(|table| table.oid == oid));
         table = above.ok_or_else(|| Error::NotSelected {

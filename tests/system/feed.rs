@@ -156,6 +156,7 @@ impl Feed {
         let shape = TableShape {
             database: "d".into(),
             table: TableName::new("public", name),
+            oid: 0,
             identity: Identity::Default,
             columns: columns.iter().map(|text| column(text)).collect(),
         };
@@ -355,6 +356,7 @@ impl Feed {
         self.ledger(LedgerRecord::Plan(Plan {
             table: table.clone(),
             generation,
+            oid: 0,
             key: key.iter().map(|name| (*name).to_owned()).collect(),
             bounds: (1..chunks).map(|bound| vec![bound.to_string()]).collect(),
             estimated_rows: rows,

@@ -87,6 +87,15 @@ impl Moving {
         self.becomes("the table is live again", &live);
     }
 
+    /// The source tells of no change of its tables from here on.
+    pub fn without_trigger(&self) {
+        let name = self
+            .source
+            .value("SELECT quote_ident(evtname) FROM pg_event_trigger WHERE evtname LIKE 'dflux %'")
+            .unwrap();
+        self.source.run(&format!("DROP EVENT TRIGGER {name}")).unwrap();
+    }
+
     /// Starts a service again, killed now if it was not before.
     pub fn restart(&mut self, place: usize) {
         let service = self.services.remove(place);

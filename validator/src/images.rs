@@ -256,6 +256,7 @@ mod tests {
         let shape = Arc::new(TableShape {
             database: "d".into(),
             table: TableName::new("public", "t"),
+            oid: 0,
             identity: Identity::Full,
             columns: ROW.iter().enumerate().map(column).collect(),
         });

@@ -271,7 +271,8 @@ async fn undivided_divergence(report: &mut Report, target: &mut Session, lane: &
     Ok(())
 }
 
-const DIVERGENCE: &str = "divergence";
+/// Cause of changes that the consumer could not apply because their row was not there.
+pub const DIVERGENCE: &str = "divergence";
 
 impl Round<'_> {
     /// Reports of all selected tables, and the position through which all of them were verified.

@@ -1,5 +1,6 @@
 //! What a check says: JSON for machines, a table for people. Pure. Keys are named, values never.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde::Serialize;
@@ -9,6 +10,8 @@ use crate::verdict::Verdict;
 
 /// Keys named in one finding; the count goes on.
 pub const KEYS_MAX: usize = 20;
+/// Keys that one check hands on to be mended.
+const WRONG_ROWS_MAX: usize = 10_000;
 /// Differing columns, causes and objects listed for one table.
 const FINDINGS_MAX: usize = 500;
 
@@ -81,6 +84,16 @@ pub fn key_json(parts: &[Option<String>]) -> Json {
     }
 }
 
+/// The parts of a key that the report shows; none of a row without a key.
+fn key_texts(key: &Json) -> Option<Vec<String>> {
+    let parts = match key {
+        Json::String(only) => vec![only.clone()],
+        Json::Array(several) => several.iter().map(|part| part.as_str().map(str::to_owned)).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    Some(parts).filter(|parts| !parts.is_empty())
+}
+
 /// The result for one table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TableReport {
@@ -96,6 +109,9 @@ pub struct TableReport {
     pub chunks: u64,
     pub rows_settled_by_event: u64,
     pub seconds: f64,
+    /// Keys of the rows that differ, for who mends them; at most [`WRONG_ROWS_MAX`].
+    #[serde(skip)]
+    pub wrong_rows: BTreeSet<Vec<String>>,
 }
 
 impl TableReport {
@@ -110,6 +126,7 @@ impl TableReport {
             chunks: 0,
             rows_settled_by_event: 0,
             seconds: 0.0,
+            wrong_rows: BTreeSet::new(),
         }
     }
 
@@ -117,6 +134,8 @@ impl TableReport {
     pub fn find(&mut self, finding: Finding) {
         if !finding.note {
             self.verdict = self.verdict.worst(Verdict::Mismatch);
+            let room = WRONG_ROWS_MAX.saturating_sub(self.wrong_rows.len());
+            self.wrong_rows.extend(finding.keys.iter().filter_map(key_texts).take(room));
         }
         if let Some(known) = self.findings.iter_mut().find(|known| known.alike(&finding)) {
             known.count += finding.count;

@@ -9,7 +9,7 @@ use crate::catalog::Alteration;
 use crate::error::{code, target, transient};
 use crate::evolve::Refusal;
 use crate::target::run;
-use crate::{Error, catalog, observe};
+use crate::{Error, catalog, identity, observe};
 
 /// SQLSTATEs that say: it is there already.
 const THERE: [&str; 3] = ["42P06", "42P07", "42710"];
@@ -23,11 +23,11 @@ impl Applier {
     }
 
     /// Empties a table of which a copy will be loaded, and says so in the target: from here on the lane leaves it alone.
-    /// `anew`: the copy was made after what the table was last known to be like.
+    /// `anew`: the copy was made after what the table was last known to be like, from the source's table of this OID (0: not known).
     ///
     /// # Errors
     /// `Target`, `Fenced`.
-    pub async fn suspend(&mut self, table: &TableName, generation: u32, anew: bool) -> Result<(), Error> {
+    pub async fn suspend(&mut self, table: &TableName, generation: u32, anew: Option<u32>) -> Result<(), Error> {
         self.begin().await?;
         self.empty(table).await?;
         let sql = "DELETE FROM dflux.incomplete WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
@@ -38,7 +38,8 @@ impl Applier {
             "DELETE FROM dflux.chunk WHERE lane = $1 AND schema_name = $2 AND table_name = $3 AND generation = $4";
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
         query.execute(&mut self.connection).await.map_err(target("dflux.chunk"))?;
-        if anew {
+        if let Some(oid) = anew {
+            identity::set(&mut self.connection, &self.lane, table, oid).await?;
             let sql = "INSERT INTO dflux.table_schema (lane, schema_name, table_name, commit_lsn, ordinal, part) \
                        VALUES ($1, $2, $3, '0/0', 0, 0) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET schema_id = NULL";
             let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);
@@ -133,6 +134,7 @@ impl Applier {
             for sql in [
                 "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
                 "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
+                "DELETE FROM dflux.table_identity WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
                 // The copies that the ledger knows of are none of a later table's, but for one that may still begin.
                 "UPDATE dflux.table_state SET state = 'live', generation = greatest(generation - 1, 0), replay_from = NULL, \
                  next_generation = NULL, error = NULL \
@@ -179,7 +181,7 @@ impl Applier {
         &mut self,
         (from, built): (&TableName, bool),
         to: &TableName,
-        change: &SchemaChange,
+        at: Position,
     ) -> Result<(), Error> {
         let mut statements = Vec::new();
         let there = catalog::exists(&mut self.connection, from).await?;
@@ -194,12 +196,14 @@ impl Applier {
                 statements.push(format!("ALTER TABLE {} RENAME TO {}", named.quoted(), quote_identifier(&to.name)));
             }
         }
-        self.as_the_source(from, change.position, &statements).await?;
+        self.as_the_source(from, at, &statements).await?;
         for sql in [
             // Of a table that once had the name.
             "DELETE FROM dflux.table_state WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "DELETE FROM dflux.incomplete WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
             "DELETE FROM dflux.table_schema WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
+            "DELETE FROM dflux.table_identity WHERE lane = $1 AND (schema_name, table_name) = ($4, $5) AND ($2::text, $3::text) IS NOT NULL",
+            "UPDATE dflux.table_identity SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             "UPDATE dflux.incomplete SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             "UPDATE dflux.table_schema SET schema_name = $4, table_name = $5 WHERE lane = $1 AND (schema_name, table_name) = ($2, $3)",
             "INSERT INTO dflux.table_state AS held (lane, schema_name, table_name, generation, state, replay_from) \

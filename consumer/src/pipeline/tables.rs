@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use changelog::ledger::ResyncRequested;
-use changelog::{SchemaChange, TableChange, TableName};
+use changelog::{Position, SchemaChange, TableChange, TableName};
 
 use super::{Pipeline, left};
 use crate::catalog::Told;
@@ -12,7 +12,7 @@ use crate::execute::Applier;
 use crate::resync::{self, Request, State};
 use crate::rule::Rule;
 use crate::target::now_micros;
-use crate::{Error, observe};
+use crate::{Error, identity, observe};
 
 impl Pipeline<'_> {
     /// Between two transactions: what a re-sync needs the lane to do or to wait for.
@@ -24,6 +24,8 @@ impl Pipeline<'_> {
                 self.suspended(table);
                 let _ = done.send(());
             }
+            // Tolerant again, from where it is, up to the point that the rows will be of.
+            Request::Reread => self.exact = false,
             Request::Gone { table } => {
                 self.rules.insert(table, Rule::GONE);
             }
@@ -50,7 +52,7 @@ impl Pipeline<'_> {
     /// A copy of a table begins here: what the lane has of the table from here on is left to it. Where the marker is met again after a
     /// restart, this is done already.
     pub(super) async fn begins(&mut self, token: &str) -> Result<(), Error> {
-        let Some(ResyncRequested { table, generation, .. }) = self.asked.of(token).await? else {
+        let Some(ResyncRequested { table, generation, oid, .. }) = self.asked.of(token).await? else {
             observe::unasked();
             return Ok(());
         };
@@ -68,7 +70,7 @@ impl Pipeline<'_> {
             self.superseded.insert(table);
             return Ok(());
         }
-        applier.suspend(&table, generation, true).await?;
+        applier.suspend(&table, generation, Some(oid)).await?;
         self.suspended(table);
         Ok(())
     }
@@ -81,8 +83,8 @@ impl Pipeline<'_> {
 
     /// Tables of the source were changed: the target's are in the transaction of the rows around it.
     pub(super) async fn schema(&mut self, change: &SchemaChange, offset: i64) -> Result<(), Error> {
-        for changed in &change.tables {
-            self.unsuspended(changed).await?;
+        for changed in change.tables.iter().filter(|changed| renames(changed)) {
+            self.unsuspended(&changed.previous).await?;
         }
         self.inside = true;
         self.at = change.position.commit_lsn;
@@ -111,17 +113,53 @@ impl Pipeline<'_> {
     }
 
     /// A table that is copied anew is known by its name to who copies it: that ends first.
-    async fn unsuspended(&mut self, changed: &TableChange) -> Result<(), Error> {
-        if !renames(changed) || !self.rules.get(&changed.previous).is_some_and(|rule| rule.suspended) {
+    async fn unsuspended(&mut self, from: &TableName) -> Result<(), Error> {
+        if !self.rules.get(from).is_some_and(|rule| rule.suspended) {
             return Ok(());
         }
         if !self.inside {
-            return self.hold(&changed.previous).await;
+            return self.hold(from).await;
         }
-        match self.failed(&changed.previous).await? {
+        match self.failed(from).await? {
             true => Ok(()),
-            false => Err(Error::Held { table: changed.previous.clone() }),
+            false => Err(Error::Held { table: from.clone() }),
         }
+    }
+
+    /// An event shows that its table has another name on the source since: so has the target's then. What has that name there
+    /// has lost it as well, and gets its own with its next event. False: as [`Pipeline::rename`].
+    pub(super) async fn renamed(
+        &mut self,
+        (from, to): (&TableName, &TableName),
+        taken: Option<u32>,
+        at: Position,
+    ) -> Result<bool, Error> {
+        for table in [Some(from), taken.map(|_| to)].into_iter().flatten() {
+            self.unsuspended(table).await?;
+        }
+        if let Some(oid) = taken {
+            let aside = identity::aside(to, oid);
+            tracing::warn!(table = %to, %aside, "the source has given this table's name to another; its next event tells its own");
+            self.rename((to, &aside), at).await?;
+        }
+        self.rename((from, to), at).await
+    }
+
+    /// The target's table and what is known of it gets another name, in the lane's order. False: a copy of it is awaited.
+    async fn rename(&mut self, (from, to): (&TableName, &TableName), at: Position) -> Result<bool, Error> {
+        let rule = self.rules.get(from).copied();
+        let built = !rule.is_some_and(|rule| rule.unbuilt());
+        self.whole_table().await?.rename_table((from, built), to, at).await?;
+        self.relations.renamed(from, to);
+        self.rules.remove(from);
+        self.rules.remove(to);
+        if built {
+            self.rules.extend(rule.map(|rule| (to.clone(), rule)));
+        } else {
+            // Its events wait for a copy under its new name.
+            self.suspended(to.clone());
+        }
+        Ok(built)
     }
 
     /// Whether a table could not be built so far: nothing waits for it.
@@ -162,19 +200,8 @@ impl Pipeline<'_> {
             return self.whole_table().await?.add_partition(table, partition_of, change).await;
         }
         let Some(schema_id) = *schema_id else { return Ok(()) };
-        if table != previous {
-            let rule = self.rules.get(previous).copied();
-            let built = !rule.is_some_and(|rule| rule.unbuilt());
-            self.whole_table().await?.rename_table((previous, built), table, change).await?;
-            self.relations.renamed(previous, table);
-            self.rules.remove(previous);
-            self.rules.remove(table);
-            if !built {
-                // Its events wait for a copy under its new name.
-                self.suspended(table.clone());
-                return Ok(());
-            }
-            self.rules.extend(rule.map(|rule| (table.clone(), rule)));
+        if table != previous && !self.rename((previous, table), change.position).await? {
+            return Ok(());
         }
         let told = Told { previous_schema_id: *previous_schema_id, statement: &change.statement };
         self.meet(schema_id, change.position, Some(told)).await.map(|_| ())

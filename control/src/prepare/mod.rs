@@ -80,7 +80,9 @@ pub async fn run(config: &Config) -> Result<Exit, Error> {
         None => HashSet::new(),
     };
     let wanted: Vec<&Table> = compared.wanted.into_iter().filter(|table| !early.contains(&table.oid)).collect();
-    let plan = schema::plan(schema, &wanted);
+    let mut plan = schema::plan(schema, &wanted);
+    plan.there = wanted.iter().map(|table| table.oid).collect();
+    plan.there.retain(|oid| compared.missing.iter().all(|missing| missing.oid != *oid));
     make(config, (source, target), &plan, reach, early.is_empty()).await?;
     if !config.target.follows {
         source::tell_changes(config, source).await?;

@@ -28,6 +28,8 @@ pub struct Plan {
     pub indexes: Vec<Entry>,
     pub steps: Vec<Step>,
     pub left_out: Vec<String>,
+    /// OIDs of tables that the target has. One that the lane renames meanwhile is not missed, and not made again.
+    pub there: HashSet<u32>,
 }
 
 /// What was made, and what was there already.
@@ -72,7 +74,7 @@ pub fn plan(schema: Schema, selected: &[&Table]) -> Plan {
     let steps = steps::split(&post, &pre, &schema.catalog);
     let of_index = |entry: &Entry| matches!(entry.kind.as_str(), "CONSTRAINT" | "INDEX");
     let indexes = post.into_iter().filter(of_index).collect();
-    Plan { pre, indexes, steps, left_out: selection.left_out }
+    Plan { pre, indexes, steps, left_out: selection.left_out, there: HashSet::new() }
 }
 
 async fn missing_extensions(source: &Database, target: &Database) -> Result<HashSet<String>, Error> {
@@ -174,6 +176,7 @@ fn lacks(entry: &Entry, error: &tokio_postgres::Error) -> bool {
 /// What the target had before.
 struct There<'a> {
     tables: HashMap<u32, &'a Entry>,
+    held: &'a HashSet<u32>,
     present: HashSet<u32>,
     /// Every partition of any table.
     partitions: HashSet<TableName>,
@@ -188,6 +191,7 @@ impl<'a> There<'a> {
         let tables = plan.pre.iter().filter(|entry| entry.kind == "TABLE").map(|entry| (entry.id, entry));
         Ok(There {
             tables: tables.collect(),
+            held: &plan.there,
             present: HashSet::new(),
             partitions: rows.iter().map(name).collect::<Result<_, Error>>()?,
         })
@@ -208,6 +212,7 @@ impl<'a> There<'a> {
     fn settles(&self, entry: &Entry) -> bool {
         let present = |id: &u32| self.present.contains(id);
         match entry.kind.as_str() {
+            "TABLE" => self.held.contains(&entry.oid),
             "TABLE ATTACH" => self.partitions.contains(&TableName::new(entry.schema.clone(), entry.name.clone())),
             "SEQUENCE" if !entry.sql.starts_with("ALTER TABLE ") => false,
             "SEQUENCE" | "DEFAULT" => entry.depends_on.iter().any(|id| self.tables.contains_key(id) && present(id)),

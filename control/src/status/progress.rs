@@ -155,6 +155,7 @@ mod tests {
         LedgerRecord::Plan(Plan {
             table: table.clone(),
             generation,
+            oid: 0,
             key: vec!["id".into()],
             bounds: vec![vec!["1".into()]; chunks - 1],
             estimated_rows: 1000,

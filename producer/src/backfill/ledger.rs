@@ -185,6 +185,7 @@ mod tests {
             LedgerRecord::Plan(Plan {
                 table,
                 generation,
+                oid: 0,
                 key,
                 bounds,
                 estimated_rows: 1,

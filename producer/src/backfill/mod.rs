@@ -292,6 +292,7 @@ impl Backfill {
         let plan = Plan {
             table: table.name.clone(),
             generation,
+            oid: table.oid,
             key: table.key.clone(),
             bounds,
             estimated_rows: table.estimated_rows,

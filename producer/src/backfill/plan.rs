@@ -205,6 +205,7 @@ mod tests {
         Plan {
             table: table.name.clone(),
             generation: 0,
+            oid: table.oid,
             key: table.key.clone(),
             bounds: bounds.iter().map(text).collect(),
             estimated_rows: 0,

@@ -112,6 +112,7 @@ impl Table {
         TableShape {
             database: database.to_owned(),
             table: self.name.clone(),
+            oid: self.oid,
             identity: self.identity,
             columns: columns.collect(),
         }

@@ -235,7 +235,8 @@ fn shape_of(
         definition: definition_of(column, known, earlier),
     });
     let table = TableName::new(relation.schema.clone(), relation.name.clone());
-    let shape = TableShape { database: database.to_owned(), table, identity, columns: columns.collect() };
+    let shape =
+        TableShape { database: database.to_owned(), table, oid: relation.id, identity, columns: columns.collect() };
     let all = kept.iter().all(|kept| *kept);
     (shape, Columns { kept: if all { None } else { Some(kept) } })
 }
