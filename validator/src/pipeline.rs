@@ -388,7 +388,9 @@ impl Round<'_> {
         }
         if levels.sample() && [self.source, self.target].iter().all(|database| database.encoding != "SQL_ASCII") {
             let mask = self.sample_mask(source, open(planner, self.endpoints.0).await?).await?;
-            (subject.source.scan.sample, subject.target.scan.sample) = (Some(mask), Some(mask));
+            // The key hash of a row without a key is that of its values: of many equal rows the sample would hold all or none.
+            let sample = (mask == 0 || !subject.source.keyless()).then_some(mask);
+            (subject.source.scan.sample, subject.target.scan.sample) = (sample, sample);
         }
         let divisible = orders_agree(source, target);
         let shared = Mutex::new(Shared {
