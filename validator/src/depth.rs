@@ -43,7 +43,7 @@ impl Gathered {
     /// Puts everything into the table's report.
     pub fn conclude(self, explaining: &Explaining<'_>, levels: Levels, report: &mut TableReport) {
         let reported = explaining.report(self.differences);
-        let Reported { findings, records, left_out } = reported;
+        let Reported { findings, records, left_out, .. } = reported;
         findings.into_iter().filter(|finding| levels.has(finding.level)).for_each(|finding| report.find(finding));
         if levels.has(5) {
             report.records = records.into_iter().filter(|record| levels.has(record.level)).collect();

@@ -119,6 +119,8 @@ pub struct Reported {
     pub findings: Vec<Finding>,
     pub records: Vec<Record>,
     pub left_out: u64,
+    /// Columns that share the records, so that one does not take them all; 0 stands for one.
+    columns: usize,
 }
 
 impl Reported {
@@ -214,6 +216,7 @@ impl Explaining<'_> {
         for value in &differences.values {
             by_field.entry(value.field).or_default().push(value);
         }
+        reported.columns = by_field.len();
         for (field, other) in exchanged(&by_field) {
             let rows = by_field.remove(&field).unwrap_or_default();
             let keys = rows.iter().map(|row| row.key.clone()).collect();
@@ -260,6 +263,7 @@ impl Explaining<'_> {
             defaults: [source.default.as_deref(), target.default.as_deref()],
             some_equal: self.rows_source > values.len() as u64 + unread,
         };
+        let mut kept = 0;
         for (nth, part) in column::of(facts, &rows).into_iter().enumerate() {
             let keys = part.rows.iter().map(|at| values[*at].key.clone()).collect();
             let mut finding = Finding::rows(level, Some(name), cause.unwrap_or(part.name), keys);
@@ -270,7 +274,10 @@ impl Explaining<'_> {
                 None => part.detail,
             };
             finding.count += if nth == 0 { unread } else { 0 };
-            for at in &part.rows {
+            let share = (RECORDS_MAX / reported.columns.max(1)).saturating_sub(kept);
+            kept += part.rows.len().min(share);
+            reported.left_out += part.rows.len().saturating_sub(share) as u64;
+            for at in part.rows.iter().take(share) {
                 reported.record(self.record(level, values[*at], &finding.cause, finding.detail.as_deref()));
             }
             reported.findings.push(finding);
@@ -340,4 +347,76 @@ fn exchanged(by_field: &BTreeMap<usize, Vec<&ValueDifference>>) -> Vec<(usize, u
     found.sort_unstable();
     found.dedup_by_key(|(field, _)| *field);
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::definition::{BaseType, ColumnDefinition};
+
+    fn table() -> TableDefinition {
+        let base = BaseType { schema: "pg_catalog".into(), name: "text".into(), ..BaseType::default() };
+        let column = |name: &str| ColumnDefinition {
+            name: name.into(),
+            type_name: "text".into(),
+            base: base.clone(),
+            ..ColumnDefinition::default()
+        };
+        TableDefinition { columns: ["id", "a", "b"].map(column).to_vec(), ..TableDefinition::default() }
+    }
+
+    fn read(text: &str) -> Option<Read> {
+        Some(Read { start: text.into(), length: text.chars().count() as u64 })
+    }
+
+    fn reported(differences: Differences, show_values: bool) -> Reported {
+        let (table, fields) = (table(), ["id", "a", "b"].map(str::to_owned));
+        let (source, target) = (&table, &table);
+        Explaining { source, target, fields: &fields, key: &[0], rows_source: 9_999, show_values }.report(differences)
+    }
+
+    #[test]
+    fn a_missing_and_an_extra_row_that_are_equal_otherwise_are_one_changed_key() {
+        let row = |key: &str, a: &str| LoneRow { key: Json::from(key), values: vec![read(key), read(a), None] };
+        let differences = Differences {
+            missing: vec![row("k1", "x"), row("k2", "y")],
+            extra: vec![row("K1", "x"), row("k3", "z")],
+            ..Differences::default()
+        };
+        let reported = reported(differences, false);
+        let found: Vec<(&str, u64, Option<&str>)> =
+            reported.findings.iter().map(|f| (f.cause.as_str(), f.count, f.detail.as_deref())).collect();
+        let key = ("key_changed", 1, Some("case_changed to upper case"));
+        assert_eq!(found, [key, ("missing_row", 1, None), ("extra_row", 1, None)]);
+    }
+
+    #[test]
+    fn records_are_shared_among_columns_and_what_is_left_out_is_counted() {
+        let mut differences = Differences::default();
+        for row in 0..RECORDS_MAX {
+            for field in [1, 2] {
+                let (source, target) = (read("Abc"), read("abc"));
+                let key = Json::from(row.to_string());
+                differences.values.push(ValueDifference { key, field, source, target });
+            }
+        }
+        differences.unread(1, Json::from("beyond"));
+        let reported = reported(differences, false);
+        let of = |column: &str| reported.records.iter().filter(|r| r.column.as_deref() == Some(column)).count();
+        assert_eq!((of("a"), of("b"), reported.left_out), (RECORDS_MAX / 2, RECORDS_MAX / 2, RECORDS_MAX as u64 + 1));
+        assert_eq!(reported.findings[0].count, RECORDS_MAX as u64 + 1);
+        assert!(reported.records.iter().all(|record| record.source.as_ref().is_some_and(|value| value.text.is_none())));
+    }
+
+    #[test]
+    fn values_beyond_the_bound_are_counted_and_not_kept() {
+        let large = || Some(Read { start: "x".repeat(1 << 20), length: 1 << 20 });
+        let mut all = Differences::default();
+        for key in 0..20 {
+            let value = ValueDifference { key: Json::from(key), field: 1, source: large(), target: large() };
+            all.extend(Differences { values: vec![value], ..Differences::default() });
+        }
+        assert!(all.values.len() < 8 && all.bytes > VALUES_BYTES_MAX);
+        assert_eq!(all.values.len() as u64 + all.unread[&1].0, 20);
+    }
 }
