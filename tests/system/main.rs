@@ -6,6 +6,7 @@
 mod changes;
 mod consumer;
 mod control;
+mod corruption;
 mod crash;
 mod evolving;
 mod fanout;

@@ -50,7 +50,7 @@ fn table<'a>(report: &'a Json, name: &str) -> &'a Json {
     report["tables"].as_array().unwrap().iter().find(|table| table["table"] == name).unwrap()
 }
 
-/// `level column cause keys` of everything found that is no note.
+/// `level column cause keys` of what levels 0 to 2 found and is no note.
 fn found(report: &Json, name: &str) -> Vec<String> {
     let findings = table(report, name)["findings"].as_array().unwrap();
     let line = |finding: &Json| {
@@ -58,7 +58,8 @@ fn found(report: &Json, name: &str) -> Vec<String> {
         let column = finding["column"].as_str().unwrap_or("-");
         format!("{} {column} {} {}", finding["level"], finding["cause"].as_str().unwrap(), keys.join(","))
     };
-    findings.iter().filter(|finding| finding["note"] != true).map(line).collect()
+    let proved = |finding: &&Json| finding["note"] != true && finding["level"].as_u64() <= Some(2);
+    findings.iter().filter(proved).map(line).collect()
 }
 
 fn twins(label: &str) -> Migration {
@@ -83,44 +84,44 @@ fn every_injected_corruption_is_named_with_level_column_and_key() {
         ("UPDATE t SET price = 'x'::text || '' WHERE false", "public.t", &[]),
         ("UPDATE t SET price = trim_scale(price) WHERE id = 100", "public.t", &["2 price scale_lost \"100\""]),
         (
-            "UPDATE t SET price = price::float4::numeric + 0.0001 WHERE id = 101",
+            "UPDATE t SET exact = exact::float4::numeric WHERE id = 4001",
             "public.t",
-            &["2 price precision_lost \"101\""],
+            &["2 exact decimal_through_float4 \"4001\""],
         ),
         (
             "UPDATE t SET at = at + interval '5 hours 30 minutes' WHERE id IN (7, 4000)",
             "public.t",
-            &["2 at timestamp_shifted \"7\",\"4000\""],
+            &["2 at constant_offset \"7\",\"4000\""],
         ),
-        ("UPDATE t SET at = date_trunc('milliseconds', at) WHERE id = 9", "public.t", &["2 at precision_lost \"9\""]),
-        (
-            "UPDATE t SET name = normalize(name, NFD) WHERE id = 11",
-            "public.t",
-            &["2 name unicode_normalization \"11\""],
-        ),
+        ("UPDATE t SET at = date_trunc('milliseconds', at) WHERE id = 9", "public.t", &["2 at time_truncated \"9\""]),
+        ("UPDATE t SET name = normalize(name, NFD) WHERE id = 11", "public.t", &["2 name nfc_became_nfd \"11\""]),
         (
             "UPDATE t SET name = CASE id WHEN 12 THEN 'Zoë 13' ELSE 'Zoë 12' END WHERE id IN (12, 13)",
             "public.t",
             &["2 name swapped_between_rows \"12\",\"13\""],
         ),
-        ("UPDATE t SET name = '' WHERE id = -1", "public.t", &["2 name null_vs_empty \"-1\""]),
+        ("UPDATE t SET name = '' WHERE id = -1", "public.t", &["2 name null_became_empty \"-1\""]),
         ("UPDATE t SET name = NULL WHERE id = 14", "public.t", &["2 name value_became_null \"14\""]),
         ("UPDATE t SET name = upper(name) WHERE id = 15", "public.t", &["2 name case_changed \"15\""]),
-        ("UPDATE t SET name = 'Zo? 16' WHERE id = 16", "public.t", &["2 name encoding_lost \"16\""]),
+        ("UPDATE t SET name = 'Zo? 16' WHERE id = 16", "public.t", &["2 name characters_replaced \"16\""]),
         ("UPDATE t SET code = 'cod' WHERE id = 17", "public.t", &["2 code truncated \"17\""]),
         ("UPDATE t SET f8 = '-0' WHERE id = -2", "public.t", &["2 f8 negative_zero \"-2\""]),
         ("UPDATE t SET f8 = 0.30000000000000004 + 1e-16 WHERE id = 3", "public.t", &["2 f8 precision_lost \"3\""]),
-        ("UPDATE t SET pad = pad || '  '::text WHERE id = 18", "public.t", &["2 pad padding \"18\""]),
-        ("UPDATE t SET doc = '{\"a\": 19, \"b\": 1}' WHERE id = 19", "public.t", &["2 doc json_number \"19\""]),
-        ("UPDATE t SET raw = '{\"z\": 1, \"a\": 2}' WHERE id = 20", "public.t", &["2 raw json_rewritten \"20\""]),
-        ("UPDATE t SET bin = bin || '\\x00' WHERE id = 21", "public.t", &["2 bin value_differs \"21\""]),
-        ("UPDATE t SET mood = 'sad' WHERE id = 22", "public.t", &["2 mood value_differs \"22\""]),
+        ("UPDATE t SET pad = pad || '  '::text WHERE id = 18", "public.t", &["2 pad blanks_padded \"18\""]),
+        ("UPDATE t SET doc = '{\"a\": 19, \"b\": 1}' WHERE id = 19", "public.t", &["2 doc json_number_scale \"19\""]),
+        ("UPDATE t SET raw = '{\"z\": 1, \"a\": 2}' WHERE id = 20", "public.t", &["2 raw json_reformatted \"20\""]),
+        ("UPDATE t SET bin = bin || '\\x00' WHERE id = 21", "public.t", &["2 bin bytea_padded \"21\""]),
+        ("UPDATE t SET mood = 'sad' WHERE id = 22", "public.t", &["2 mood enum_label_moved \"22\""]),
         ("UPDATE t SET span = '1 day' WHERE id = 23", "public.t", &["2 span value_differs \"23\""]),
-        ("UPDATE t SET list = ARRAY['x', 'NULL', 'y24'] WHERE id = 24", "public.t", &["2 list value_differs \"24\""]),
+        (
+            "UPDATE t SET list = ARRAY['x', 'NULL', 'y24'] WHERE id = 24",
+            "public.t",
+            &["2 list array_null_became_text \"24\""],
+        ),
         ("UPDATE t SET cash = cash + '0.01' WHERE id = 25", "public.t", &["2 cash value_differs \"25\""]),
         ("DELETE FROM t WHERE id = 26", "public.t", &["1 - missing_row \"26\""]),
         ("INSERT INTO t (id) VALUES (99999)", "public.t", &["1 - extra_row \"99999\""]),
-        ("UPDATE t SET id = 27000 WHERE id = 27", "public.t", &["1 - extra_row \"27000\"", "1 - missing_row \"27\""]),
+        ("UPDATE t SET id = 27000 WHERE id = 27", "public.t", &["1 id key_changed \"27\""]),
         ("UPDATE pair SET v = v + 1 WHERE b = 5", "public.pair", &["2 v value_differs [\"k5\",\"5\"]"]),
     ];
     for (sql, name, expected) in cases.iter().skip(1) {
@@ -239,7 +240,7 @@ fn a_schema_that_was_mapped_wrongly_is_named_at_level_0() {
         "0 s type_differs ",
         "0 s nullability_differs ",
         "0 c collation_differs ",
-        "0 c default_differs ",
+        "0 c default_lost ",
         "0 more column_extra ",
         "0 - index_missing ",
         "2 n value_differs \"1\"",

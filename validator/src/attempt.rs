@@ -3,6 +3,7 @@
 //! Nothing here judges by time or by trying again: an attempt ends with equality, with a proved difference, or with the reason
 //! why it says nothing ([`Unsettled`]).
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use changelog::{Lsn, Position};
@@ -12,14 +13,16 @@ use crate::Error;
 use crate::canonical::Layout;
 use crate::compare::Aggregates;
 use crate::definition::TableDefinition;
+use crate::difference::Differences;
 use crate::images::{self, Decoders, Delta, Image};
 use crate::lane;
 use crate::localise::{self, Sides};
 use crate::range::Range;
-use crate::reader::{self, Given, Membership, Selection};
+use crate::reader::{self, Given, Membership, Scanned, Selection};
 use crate::report::{Finding, key_json};
 use crate::session::Session;
 use crate::settle::{SourceSnapshot, Unsettled};
+use crate::statistics::SampledRow;
 use crate::tail::Tail;
 
 /// How often the lane's position is asked for while waiting.
@@ -58,11 +61,23 @@ pub struct Verified {
     /// All that was committed on the source below this position is in the comparison.
     pub through: Option<Lsn>,
     pub findings: Vec<Finding>,
+    pub differences: Differences,
+    /// Sums and counts of the rows that were compared, source and target: all but those in flight.
+    pub compared: Option<(Aggregates, Aggregates)>,
+    /// The sampled ones of these rows.
+    pub sample: (Vec<SampledRow>, Vec<SampledRow>),
 }
 
 impl Verified {
-    fn equal(aggregates: &Aggregates, through: Option<Lsn>) -> Verified {
-        Verified { rows_source: aggregates.rows, rows_target: aggregates.rows, through, ..Verified::default() }
+    fn equal(source: Scanned, target: Scanned, through: Option<Lsn>) -> Verified {
+        Verified {
+            rows_source: source.aggregates.rows,
+            rows_target: source.aggregates.rows,
+            through,
+            compared: Some((source.aggregates, target.aggregates)),
+            sample: (source.sample, target.sample),
+            ..Verified::default()
+        }
     }
 }
 
@@ -108,17 +123,23 @@ async fn compare_offline(pair: &mut Pair, subject: &Subject<'_>, range: &Range) 
         read(&mut pair.target, &subject.target, &selection)
     )?;
     let (source, target) = (settled!(source), settled!(target));
-    if source == target {
-        return Ok(Ok(Verified::equal(&source, None)));
+    if source.aggregates == target.aggregates {
+        return Ok(Ok(Verified::equal(source, target, None)));
     }
     let mut sides = sides(pair, subject);
-    let findings = if subject.source.keyless() {
+    let differences = if subject.source.keyless() {
         localise::keyless(&mut sides, &selection, &Delta::default()).await?
     } else {
         localise::keyed(&mut sides, &selection).await?
     };
-    let verified = Verified { rows_source: source.rows, rows_target: target.rows, findings, ..Verified::default() };
-    Ok(Ok(proved(verified, subject, &source, &target)))
+    let verified = Verified {
+        rows_source: source.aggregates.rows,
+        rows_target: target.aggregates.rows,
+        differences,
+        sample: (source.sample, target.sample),
+        ..Verified::default()
+    };
+    Ok(Ok(proved(verified, subject, source.aggregates, target.aggregates)))
 }
 
 fn sides<'a>(pair: &'a mut Pair, subject: &'a Subject<'_>) -> Sides<'a> {
@@ -131,32 +152,33 @@ fn sides<'a>(pair: &'a mut Pair, subject: &'a Subject<'_>) -> Sides<'a> {
 }
 
 /// Opens a snapshot and sums in it.
-async fn read(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Aggregates> {
+async fn read(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Scanned> {
     session.begin().await?;
     sums(session, layout, selection).await
 }
 
-async fn sums(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Aggregates> {
-    let aggregates = reader::aggregates(session, layout, selection).await?;
+async fn sums(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Settled<Scanned> {
+    let scanned = reader::aggregates(session, layout, selection).await?;
     // Asked after reading: the read holds a lock that keeps the file from now on.
     if !reader::same_file(session, &layout.table).await? {
         return Ok(Err(Unsettled::Rewritten));
     }
-    Ok(Ok(aggregates))
+    Ok(Ok(scanned))
 }
 
 /// Sums differ, so there is a difference, also where no single row was named.
-fn proved(mut verified: Verified, subject: &Subject<'_>, source: &Aggregates, target: &Aggregates) -> Verified {
-    if verified.findings.is_empty() {
+fn proved(mut verified: Verified, subject: &Subject<'_>, source: Aggregates, target: Aggregates) -> Verified {
+    if verified.differences.is_empty() {
         if source.rows != target.rows || source.key != target.key {
             verified.findings.push(unnamed(1, None, "rows_differ"));
         }
         let layout = &subject.source;
-        let sums = layout.summed().into_iter().zip(source.sums.iter().zip(&target.sums));
+        let sums = layout.scanned().into_iter().zip(source.sums.iter().zip(&target.sums));
         for (at, _) in sums.filter(|(_, (a, b))| a != b) {
             verified.findings.push(unnamed(2, Some(&layout.fields[at].name), "value_differs"));
         }
     }
+    verified.compared = Some((source, target));
     verified
 }
 
@@ -184,9 +206,9 @@ async fn compare_online(
         read_applied(&mut pair.target, online, subject, &selection, through, deadline)
     )?;
     let (source, (target, applied)) = (settled!(source), settled!(target));
-    if source == target {
+    if source.aggregates == target.aggregates {
         // Equal sums are equal rows, those in flight included.
-        return Ok(Ok(Verified::equal(&source, Some(through))));
+        return Ok(Ok(Verified::equal(source, target, Some(through))));
     }
     let context = Unequal { online, subject, range, condition: &condition, source, target, through };
     let changes = settled!(context.changes(&snapshot, applied, deadline).await?);
@@ -208,7 +230,7 @@ async fn read_applied(
     selection: &Selection<'_>,
     through: Lsn,
     deadline: Instant,
-) -> Settled<(Aggregates, Position)> {
+) -> Settled<(Scanned, Position)> {
     let began = Instant::now();
     target.end().await?;
     loop {
@@ -230,8 +252,8 @@ async fn read_applied(
     if let Some(why) = lane::table_blocked(target, &online.lane, &subject.target.table).await? {
         return Ok(Err(Unsettled::NotExact(why)));
     }
-    let aggregates = settled!(sums(target, &subject.target, selection).await?);
-    Ok(Ok((aggregates, state.applied)))
+    let scanned = settled!(sums(target, &subject.target, selection).await?);
+    Ok(Ok((scanned, state.applied)))
 }
 
 async fn exact(target: &mut Session, lane: &str) -> Settled<lane::LaneState> {
@@ -248,8 +270,8 @@ struct Unequal<'a> {
     subject: &'a Subject<'a>,
     range: &'a Range,
     condition: &'a str,
-    source: Aggregates,
-    target: Aggregates,
+    source: Scanned,
+    target: Scanned,
     through: Lsn,
 }
 
@@ -282,7 +304,7 @@ impl Unequal<'_> {
         let keys =
             Given::new(layout.key.clone(), images.iter().map(|image| image.key.iter().cloned().map(Some).collect()));
         if images.is_empty() {
-            return self.settle_rest(pair, None, &self.source, &self.target, Verified::default()).await;
+            return self.settle_rest(pair, None, &Scanned::default(), &Scanned::default(), Verified::default()).await;
         }
         let flying = Selection { condition: self.condition, keys: Some((&keys, Membership::Only)) };
         let (source, target) = tokio::try_join!(
@@ -290,7 +312,6 @@ impl Unequal<'_> {
             reader::aggregates(&mut pair.target, layout, &flying)
         )?;
         let checked = self.check(pair, &images).await?;
-        let (source, target) = (self.source.minus(&source), self.target.minus(&target));
         self.settle_rest(pair, Some(&keys), &source, &target, checked).await
     }
 
@@ -341,27 +362,37 @@ impl Unequal<'_> {
         Ok(verified)
     }
 
-    /// The rows that are not in flight: equal sums, or a difference that is named. `checked` is what the others came to.
+    /// The rows that are not in flight (`source` and `target` are of those that are): equal sums, or a difference that is named.
+    /// `checked` is what the others came to.
     async fn settle_rest(
         &self,
         pair: &mut Pair,
         flying: Option<&Given>,
-        source: &Aggregates,
-        target: &Aggregates,
+        source: &Scanned,
+        target: &Scanned,
         mut checked: Verified,
     ) -> Settled<Verified> {
+        // A row in flight is no sign of anything: not in the sample either, on neither side.
+        let flying_rows: HashSet<i64> = source.sample.iter().chain(&target.sample).map(|row| row.key_hash).collect();
+        let rest = |all: &[SampledRow]| -> Vec<SampledRow> {
+            all.iter().filter(|row| !flying_rows.contains(&row.key_hash)).cloned().collect()
+        };
+        checked.sample = (rest(&self.source.sample), rest(&self.target.sample));
+        let less = |all: &Scanned, flying: &Scanned| {
+            if flying.aggregates.rows == 0 { all.aggregates.clone() } else { all.aggregates.minus(&flying.aggregates) }
+        };
+        let (source, target) = (less(&self.source, source), less(&self.target, target));
         checked.through = Some(self.through);
         checked.rows_source += source.rows;
         checked.rows_target += target.rows;
         if source == target {
+            checked.compared = Some((source, target));
             return Ok(Ok(checked));
         }
         let keys = flying.map(|keys| (keys, Membership::Without));
         let selection = Selection { condition: self.condition, keys };
-        let named = localise::keyed(&mut sides(pair, self.subject), &selection).await?;
-        let rest = Verified { findings: named, ..Verified::default() };
-        checked.findings.extend(proved(rest, self.subject, source, target).findings);
-        Ok(Ok(checked))
+        checked.differences = localise::keyed(&mut sides(pair, self.subject), &selection).await?;
+        Ok(Ok(proved(checked, self.subject, source, target)))
     }
 
     /// A keyless table is a bag of rows: what the changes in flight add and take is added to the source's sums and taken.
@@ -372,7 +403,7 @@ impl Unequal<'_> {
             settled!(images::delta(&decoders, changes, layout, definition)?)
         };
         let all: Vec<usize> = (0..layout.fields.len()).collect();
-        let mut expected = self.source.clone();
+        let mut expected = self.source.aggregates.clone();
         for (rows, add) in [(&delta.added, true), (&delta.removed, false)] {
             let given = Given::new(all.clone(), rows.iter().cloned());
             if given.is_empty() {
@@ -383,15 +414,18 @@ impl Unequal<'_> {
         }
         let mut verified = Verified {
             rows_source: expected.rows,
-            rows_target: self.target.rows,
+            rows_target: self.target.aggregates.rows,
             settled_by_event: changes.len() as u64,
             through: Some(self.through),
-            findings: Vec::new(),
+            // Which of its rows are in flight cannot be told from the sample of rows without a key, so that it is left out.
+            ..Verified::default()
         };
-        if expected != self.target {
+        if expected != self.target.aggregates {
             let selection = Selection { condition: self.condition, keys: None };
-            verified.findings = localise::keyless(&mut sides(pair, self.subject), &selection, &delta).await?;
-            verified = proved(verified, self.subject, &expected, &self.target);
+            verified.differences = localise::keyless(&mut sides(pair, self.subject), &selection, &delta).await?;
+            verified = proved(verified, self.subject, expected, self.target.aggregates.clone());
+        } else {
+            verified.compared = Some((expected, self.target.aggregates.clone()));
         }
         Ok(Ok(verified))
     }

@@ -78,6 +78,20 @@ pub fn printed(base: &BaseType, expression: &str) -> String {
     }
 }
 
+/// What a scan yields beside the count and the sum of the key hashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The keyed sum of each column.
+    pub sums: bool,
+    /// Nulls, empty values, NaN and infinities of each column.
+    pub counts: bool,
+    /// The rows whose key hash has none of these bits.
+    pub sample: Option<i64>,
+}
+
+/// Characters of a value of the sample.
+const SAMPLE_CHARACTERS_MAX: usize = 500;
+
 /// One column of a comparison, as one of the two servers knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
@@ -96,6 +110,7 @@ pub struct Layout {
     /// On this side its rows are its partitions'.
     pub partitioned: bool,
     pub lane: HashLane,
+    pub scan: Scan,
 }
 
 impl Layout {
@@ -178,11 +193,66 @@ impl Layout {
         (0..self.fields.len()).filter(|at| !self.key.contains(at)).collect()
     }
 
-    /// `count, sum of key hashes, sum per summed column` over rows that [`Layout::rows`] or [`Layout::given_rows`] yield.
+    /// Columns that a scan sums.
+    pub fn scanned(&self) -> Vec<usize> {
+        if self.scan.sums { self.summed() } else { Vec::new() }
+    }
+
+    /// `count, sum of key hashes, counts as a list, sample as json, sum per scanned column` over rows that [`Layout::rows`] or
+    /// [`Layout::given_rows`] yield. A filter keeps the sample's texts from being made for the other rows.
     pub fn aggregates(&self, rows: &str) -> String {
         let sums: Vec<String> =
-            self.summed().iter().map(|at| format!(", sum({})::text", self.value_hash(*at))).collect();
-        format!("SELECT count(*)::bigint, sum(s.kh)::text{} FROM ({rows}) AS s", sums.concat())
+            self.scanned().iter().map(|at| format!(", sum({})::text", self.value_hash(*at))).collect();
+        let counts: Vec<String> =
+            if self.scan.counts { (0..self.fields.len()).flat_map(|at| self.counts(at)).collect() } else { Vec::new() };
+        let sample = match self.scan.sample {
+            None => "NULL::text".to_owned(),
+            Some(mask) => {
+                let (starts, lengths) = self.texts(SAMPLE_CHARACTERS_MAX);
+                format!(
+                    "(pg_catalog.json_agg(pg_catalog.json_build_array(s.kh, {starts}, {lengths})) \
+                     FILTER (WHERE s.kh & {mask} = 0))::text"
+                )
+            }
+        };
+        format!(
+            "SELECT count(*)::bigint, sum(s.kh)::text, ARRAY[{}]::bigint[], {sample}{} FROM ({rows}) AS s",
+            counts.join(", "),
+            sums.concat()
+        )
+    }
+
+    /// Aggregates in the order of [`crate::compare::Counts`]; 0 for what the type does not have.
+    fn counts(&self, at: usize) -> [String; 4] {
+        let (column, base) = (format!("s.c{at}"), &self.fields[at].base);
+        let counted = |condition: String| format!("count(*) FILTER (WHERE {condition})");
+        let none = || "0".to_owned();
+        let own = base.schema == "pg_catalog";
+        let empty = match base.name.as_str() {
+            "text" | "varchar" | "bpchar" | "bytea" if own => counted(format!("pg_catalog.octet_length({column}) = 0")),
+            name if own && name.starts_with('_') => counted(format!("pg_catalog.cardinality({column}) = 0")),
+            _ => none(),
+        };
+        let (nan, infinite) = match base.name.as_str() {
+            "float4" | "float8" | "numeric" if own => {
+                (counted(format!("{column} = 'NaN'")), counted(format!("{column} IN ('Infinity', '-Infinity')")))
+            }
+            "timestamp" | "timestamptz" | "date" if own => {
+                (none(), counted(format!("NOT pg_catalog.isfinite({column})")))
+            }
+            _ => (none(), none()),
+        };
+        [format!("count(*) - count({column})"), empty, nan, infinite]
+    }
+
+    /// The first characters of every column of `s`, and their whole lengths, as two lists.
+    fn texts(&self, characters_max: usize) -> (String, String) {
+        let texts: Vec<String> =
+            (0..self.fields.len()).map(|at| printed(&self.fields[at].base, &format!("s.c{at}"))).collect();
+        let starts: Vec<String> =
+            texts.iter().map(|text| format!("pg_catalog.left({text}, {characters_max})")).collect();
+        let lengths: Vec<String> = texts.iter().map(|text| format!("pg_catalog.length({text})")).collect();
+        (format!("ARRAY[{}]::text[]", starts.join(", ")), format!("ARRAY[{}]::bigint[]", lengths.join(", ")))
     }
 
     /// `bucket, count, sum over all columns` for each bucket of key hashes that has rows.
@@ -209,18 +279,11 @@ impl Layout {
         )
     }
 
-    /// `kh, the first characters of every column as text` for each row whose key hash is in `$1`, at most `rows_max` rows.
+    /// `kh, the first characters of every column, their lengths, key as text` for each row whose key hash is in `$1`, at most
+    /// `rows_max` rows.
     pub fn values(&self, rows: &str, characters_max: usize, rows_max: usize) -> String {
-        let texts: Vec<String> = (0..self.fields.len())
-            .map(|at| {
-                let text = printed(&self.fields[at].base, &format!("s.c{at}"));
-                format!("pg_catalog.left({text}, {characters_max})")
-            })
-            .collect();
-        format!(
-            "SELECT s.kh, ARRAY[{}]::text[] FROM ({rows}) AS s WHERE s.kh = ANY ($1) LIMIT {rows_max}",
-            texts.join(", ")
-        )
+        let (starts, lengths) = self.texts(characters_max);
+        format!("SELECT s.kh, {starts}, {lengths} FROM ({rows}) AS s WHERE s.kh = ANY ($1) LIMIT {rows_max}")
     }
 
     /// The key columns as text that their input functions read back.
@@ -268,7 +331,8 @@ mod tests {
         let fields =
             columns.iter().map(|(name, kind)| Field { name: (*name).into(), base: base("pg_catalog", kind) }).collect();
         let table = TableName::new("public", "t");
-        Layout { table, fields, key: key.to_vec(), partitioned: false, lane: HashLane::Extended }
+        let scan = Scan { sums: true, counts: true, sample: Some(7) };
+        Layout { table, fields, key: key.to_vec(), partitioned: false, lane: HashLane::Extended, scan }
     }
 
     #[test]

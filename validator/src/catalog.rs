@@ -50,7 +50,8 @@ attributes AS (
     'default', (SELECT pg_get_expr(d.adbin, d.adrelid) FROM pg_attrdef d WHERE d.adrelid = a.attrelid AND d.adnum = a.attnum),
     'identity', a.attidentity,
     'generated', a.attgenerated,
-    'labels', coalesce((SELECT jsonb_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = bt.oid), '[]')
+    'labels', coalesce((SELECT jsonb_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = bt.oid), '[]'),
+    'comment', col_description(a.attrelid, a.attnum)
   ) AS definition
   FROM pg_attribute a
   JOIN pg_type t ON t.oid = a.atttypid
@@ -93,6 +94,13 @@ SELECT jsonb_build_object(
     SELECT jsonb_agg(jsonb_build_object('name', g.tgname, 'definition', pg_get_triggerdef(g.oid), 'active', g.tgenabled <> 'D')
       ORDER BY g.tgname)
     FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal), '[]'),
+  'policies', coalesce((
+    SELECT jsonb_agg(jsonb_build_object('name', p.polname, 'definition', concat_ws(' ', p.polcmd, p.polpermissive,
+      'USING', pg_get_expr(p.polqual, p.polrelid), 'CHECK', pg_get_expr(p.polwithcheck, p.polrelid)), 'active', true)
+      ORDER BY p.polname)
+    FROM pg_policy p WHERE p.polrelid = c.oid), '[]'),
+  'row_security', CASE WHEN c.relforcerowsecurity THEN 'forced' WHEN c.relrowsecurity THEN 'on' ELSE 'off' END,
+  'comment', obj_description(c.oid, 'pg_class'),
   'parent', (SELECT jsonb_build_array(pn.nspname, p.relname) FROM pg_inherits i JOIN pg_class p ON p.oid = i.inhparent
     JOIN pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhrelid = c.oid AND c.relispartition LIMIT 1),
   'published', EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid

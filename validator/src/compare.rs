@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use serde::Serialize;
+
 /// What one side says of a range of rows: how many, the sum of their key hashes, and of each column's keyed hashes, all
 /// modulo 2^64.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,6 +11,28 @@ pub struct Aggregates {
     pub rows: u64,
     pub key: u64,
     pub sums: Vec<u64>,
+    /// Of each field; none if they were not asked for. They are sums as well, so that rows in flight can be taken off.
+    pub counts: Vec<Counts>,
+}
+
+/// Values of a column that have no place among the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    pub nulls: u64,
+    pub empty: u64,
+    pub nan: u64,
+    pub infinite: u64,
+}
+
+impl Counts {
+    fn combined(self, other: Counts, operation: fn(u64, u64) -> u64) -> Counts {
+        Counts {
+            nulls: operation(self.nulls, other.nulls),
+            empty: operation(self.empty, other.empty),
+            nan: operation(self.nan, other.nan),
+            infinite: operation(self.infinite, other.infinite),
+        }
+    }
 }
 
 impl Aggregates {
@@ -25,6 +49,7 @@ impl Aggregates {
             rows: operation(self.rows, other.rows),
             key: operation(self.key, other.key),
             sums: self.sums.iter().zip(&other.sums).map(|(a, b)| operation(*a, *b)).collect(),
+            counts: self.counts.iter().zip(&other.counts).map(|(a, b)| a.combined(*b, operation)).collect(),
         }
     }
 }
@@ -167,8 +192,9 @@ mod tests {
     proptest! {
         #[test]
         fn subtracting_what_was_added_leaves_the_same(rows: u64, key: u64, sums: Vec<u64>, more: u64) {
-            let all = Aggregates { rows, key, sums: sums.clone() };
-            let part = Aggregates { rows: more, key: more, sums: vec![more; sums.len()] };
+            let counts = vec![Counts { nulls: key, ..Counts::default() }];
+            let all = Aggregates { rows, key, sums: sums.clone(), counts: counts.clone() };
+            let part = Aggregates { rows: more, key: more, sums: vec![more; sums.len()], counts };
             prop_assert_eq!(all.plus(&part).minus(&part), all);
         }
 

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use service::Config;
 
+use crate::levels::Levels;
+
 /// Pairs of sessions that compare ranges at once.
 pub const PAIRS: usize = 2;
 /// Bytes of recent changes that are remembered.
@@ -27,6 +29,9 @@ pub struct Settings {
     pub interval: Duration,
     /// `<migration>/forward`, the key of `dflux.lane`.
     pub lane: String,
+    pub levels: Levels,
+    /// Values of differing records are shown and not masked.
+    pub show_values: bool,
 }
 
 impl Settings {
@@ -36,6 +41,8 @@ impl Settings {
             settle: Duration::from_secs(config.validator.settle_seconds_max),
             interval: Duration::from_secs(config.validator.interval_seconds),
             lane: format!("{}/{}", config.migration.name, changelog::Lane::Forward),
+            levels: Levels::ALL,
+            show_values: false,
         }
     }
 }

@@ -46,9 +46,10 @@ pub struct ColumnDefinition {
     pub generated: String,
     /// Labels of an enum in their order.
     pub labels: Vec<String>,
+    pub comment: Option<String>,
 }
 
-/// An index, constraint or trigger.
+/// An index, constraint, trigger or policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Attached {
     pub name: String,
@@ -75,6 +76,10 @@ pub struct TableDefinition {
     pub indexes: Vec<Attached>,
     pub constraints: Vec<Attached>,
     pub triggers: Vec<Attached>,
+    pub policies: Vec<Attached>,
+    /// Row security: off, on, forced.
+    pub row_security: String,
+    pub comment: Option<String>,
     /// Schema and name of the partitioned table that it is a direct part of.
     pub parent: Option<(String, String)>,
     /// The publication of the migration names it.

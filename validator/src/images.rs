@@ -269,6 +269,7 @@ mod tests {
             key,
             partitioned: false,
             lane: HashLane::Extended,
+            scan: crate::canonical::Scan { sums: true, counts: false, sample: None },
         };
         let defined = |(name, _, kind): &(&str, u32, &str)| ColumnDefinition {
             name: (*name).into(),

@@ -16,6 +16,8 @@ pub struct Circumstances<'a> {
     pub post_data_pending: bool,
     /// The key of the target is built after its load.
     pub key_pending: bool,
+    /// A lane runs between the two: row security is switched on at the cutover.
+    pub lane: bool,
 }
 
 /// All findings for a table that both sides have.
@@ -26,6 +28,18 @@ pub fn compare(source: &TableDefinition, target: &TableDefinition, circumstances
         // Divided into partitions on one side alone, a table holds the same rows.
         let tables = [&source.kind, &target.kind].iter().all(|kind| matches!(kind.as_str(), "r" | "p"));
         findings.push(if tables { finding.as_note() } else { finding });
+    }
+    if source.persistence != target.persistence {
+        let shown = |table: &TableDefinition| if table.persistence == "u" { "unlogged" } else { "logged" };
+        findings.push(Finding::schema(None, "persistence_differs", differs(shown(source), shown(target))));
+    }
+    if source.row_security != target.row_security {
+        let finding =
+            Finding::schema(None, "row_security_differs", differs(&source.row_security, &target.row_security));
+        findings.push(if circumstances.lane { finding.as_note() } else { finding });
+    }
+    if source.comment != target.comment {
+        findings.push(Finding::schema(None, "comment_differs", "of the table").as_note());
     }
     for column in &source.columns {
         match target.column(&column.name) {
@@ -46,6 +60,7 @@ pub fn compare(source: &TableDefinition, target: &TableDefinition, circumstances
         ("index", &source.indexes, &target.indexes),
         ("constraint", &source.constraints, &target.constraints),
         ("trigger", &source.triggers, &target.triggers),
+        ("policy", &source.policies, &target.policies),
     ];
     for (kind, of_source, of_target) in kinds {
         compare_attached(kind, of_source, of_target, circumstances, &mut findings);
@@ -62,7 +77,10 @@ fn compare_columns(source: &ColumnDefinition, target: &ColumnDefinition, finding
     let shown = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".into());
     let nullable = |not_null: bool| if not_null { "NOT NULL" } else { "NULL" };
     if source.type_name != target.type_name {
-        findings.push(Finding::schema(name, "type_differs", differs(&source.type_name, &target.type_name)));
+        // The same type with another length, precision or scale.
+        let same = without_modifier(&source.type_name) == without_modifier(&target.type_name);
+        let cause = if same { "type_modifier_differs" } else { "type_differs" };
+        findings.push(Finding::schema(name, cause, differs(&source.type_name, &target.type_name)));
     }
     if source.not_null != target.not_null {
         let detail = differs(nullable(source.not_null), nullable(target.not_null));
@@ -77,18 +95,41 @@ fn compare_columns(source: &ColumnDefinition, target: &ColumnDefinition, finding
     }
     if source.generated != target.generated || source.identity != target.identity {
         let kind = |column: &ColumnDefinition| format!("'{}' '{}'", column.generated, column.identity);
-        findings.push(Finding::schema(name, "generation_differs", differs(&kind(source), &kind(target))));
+        let cause = match (source.identity.as_str(), target.identity.as_str(), source.generated.as_str()) {
+            (a, "", _) if !a.is_empty() => "identity_lost",
+            (_, _, generated) if !generated.is_empty() && target.generated.is_empty() => "generated_column_lost",
+            _ => "generation_differs",
+        };
+        findings.push(Finding::schema(name, cause, differs(&kind(source), &kind(target))));
     }
-    if source.default != target.default {
+    // The expression of a generated column is in the catalog as its default.
+    if source.default != target.default && source.generated == target.generated {
         findings.push(Finding::schema(
             name,
-            "default_differs",
+            if target.default.is_none() { "default_lost" } else { "default_differs" },
             differs(&shown(&source.default), &shown(&target.default)),
         ));
     }
     if source.labels != target.labels {
         let detail = differs(&source.labels.join(","), &target.labels.join(","));
-        findings.push(Finding::schema(name, "enum_labels_differ", detail));
+        let sorted = |column: &ColumnDefinition| {
+            let mut labels = column.labels.clone();
+            labels.sort();
+            labels
+        };
+        let cause = if sorted(source) == sorted(target) { "enum_order_differs" } else { "enum_labels_differ" };
+        findings.push(Finding::schema(name, cause, detail));
+    }
+    if source.comment != target.comment {
+        findings.push(Finding::schema(name, "comment_differs", "of the column").as_note());
+    }
+}
+
+/// A type's name without length, precision and scale.
+fn without_modifier(type_name: &str) -> String {
+    match (type_name.find('('), type_name.find(')')) {
+        (Some(from), Some(to)) if from < to => format!("{}{}", &type_name[..from], &type_name[to + 1..]),
+        _ => type_name.to_owned(),
     }
 }
 
@@ -110,7 +151,7 @@ fn compare_keys(
 
 /// Checks and keys are made with the table; foreign keys, indexes and triggers are post-data.
 fn compare_attached(
-    kind: &str,
+    kind: &'static str,
     source: &[Attached],
     target: &[Attached],
     circumstances: Circumstances<'_>,
@@ -119,12 +160,15 @@ fn compare_attached(
     let pending = circumstances.post_data_pending;
     let other_version = circumstances.source.major() != circumstances.target.major();
     let is_key = |object: &Attached| object.definition.starts_with("PRIMARY KEY");
+    let all = kind;
     for object in source.iter().filter(|object| !is_key(object)) {
+        let kind = kind_of(all, object);
         let finding = match target.iter().find(|twin| twin.name == object.name) {
             None => {
                 let finding = Finding::schema(None, &format!("{kind}_missing"), described(object));
-                let check = kind == "constraint" && object.definition.starts_with("CHECK");
-                if pending && !check { post_data(finding) } else { finding }
+                // Row security comes at the cutover.
+                let later = (pending && kind != "check") || (circumstances.lane && kind == "policy");
+                if later { post_data(finding) } else { finding }
             }
             Some(twin) if bare(&twin.definition) != bare(&object.definition) => {
                 let detail = format!("{}: {}", object.name, differs(&object.definition, &twin.definition));
@@ -134,9 +178,14 @@ fn compare_attached(
             }
             Some(twin) if twin.active != object.active => {
                 let detail = format!("{}: source {}, target {}", object.name, object.active, twin.active);
-                let finding = Finding::schema(None, &format!("{kind}_not_active_alike"), detail);
+                let cause = match kind {
+                    "index" => "index_invalid".to_owned(),
+                    "trigger" => "trigger_enabled_differs".to_owned(),
+                    _ => format!("{kind}_not_validated"),
+                };
+                let finding = Finding::schema(None, &cause, detail);
                 // A lane runs with the target's triggers silent and its foreign keys not yet validated.
-                if kind == "trigger" || pending { post_data(finding) } else { finding }
+                if (kind == "trigger" && circumstances.lane) || pending { post_data(finding) } else { finding }
             }
             Some(_) => continue,
         };
@@ -144,8 +193,20 @@ fn compare_attached(
     }
     for object in target.iter().filter(|object| !is_key(object)) {
         if !source.iter().any(|twin| twin.name == object.name) {
-            findings.push(Finding::schema(None, &format!("{kind}_extra"), described(object)));
+            findings.push(Finding::schema(None, &format!("{}_extra", kind_of(all, object)), described(object)));
         }
+    }
+}
+
+/// Constraints by what they demand.
+fn kind_of(kind: &'static str, object: &Attached) -> &'static str {
+    match object.definition.split([' ', '(']).next() {
+        _ if kind != "constraint" => kind,
+        Some("CHECK") => "check",
+        Some("FOREIGN") => "foreign_key",
+        Some("UNIQUE") => "unique",
+        Some("EXCLUDE") => "exclusion",
+        _ => kind,
     }
 }
 
@@ -194,7 +255,7 @@ mod tests {
     fn judged(source: &TableDefinition, target: &TableDefinition, post_data_pending: bool) -> Vec<(String, bool)> {
         let database = DatabaseDefinition { version: 150_000, encoding: "UTF8".into(), tables: Vec::new() };
         let circumstances =
-            Circumstances { source: &database, target: &database, post_data_pending, key_pending: false };
+            Circumstances { source: &database, target: &database, post_data_pending, key_pending: false, lane: false };
         compare(source, target, circumstances).into_iter().map(|finding| (finding.cause, finding.note)).collect()
     }
 
@@ -211,11 +272,13 @@ mod tests {
             ("numeric", "double precision"),
             ("timestamp with time zone", "timestamp without time zone"),
             ("text", "character varying(100)"),
-            ("numeric(10,2)", "numeric(10,1)"),
         ] {
             let findings = judged(&table(vec![column("v", wanted)]), &table(vec![column("v", found)]), true);
             assert_eq!(findings, [("type_differs".to_owned(), false)], "{wanted} {found}");
         }
+        let findings =
+            judged(&table(vec![column("v", "numeric(10,2)")]), &table(vec![column("v", "numeric(10,1)")]), true);
+        assert_eq!(findings, [("type_modifier_differs".to_owned(), false)]);
     }
 
     #[test]
@@ -249,8 +312,8 @@ mod tests {
                 .map(|(cause, note)| format!("{cause} {note}"))
                 .collect::<Vec<_>>()
         };
-        assert_eq!(causes(true), ["index_missing true", "constraint_missing true", "constraint_missing false"]);
-        assert_eq!(causes(false), ["index_missing false", "constraint_missing false", "constraint_missing false"]);
+        assert_eq!(causes(true), ["index_missing true", "foreign_key_missing true", "check_missing false"]);
+        assert_eq!(causes(false), ["index_missing false", "foreign_key_missing false", "check_missing false"]);
     }
 
     #[test]

@@ -14,7 +14,11 @@
 //! sees (`pg_current_snapshot`), the target says in its own snapshot up to which position it has applied. A transaction
 //! is in both, in neither, or its keys are known from the topics. Nothing rests on time, on retries, or on a tolerance.
 //!
-//! `canonical`, `definition`, `level0`, `selection`, `settle`, `window`, `compare`, `cause`, `verdict`, `report` and `html` are pure: no socket, no clock.
+//! One scan a side yields levels 1, 2 and 4, and the sample for 3 and 5: aligned snapshots and rows in flight are settled once for all of
+//! them, and no second read costs the source anything. What they found is put together when the whole table was read (`depth`).
+//!
+//! `canonical`, `definition`, `level0`, `selection`, `settle`, `window`, `compare`, `cause`, `difference`, `statistics`, `depth`, `verdict`,
+//! `report` and `html` are pure: no socket, no clock.
 //! What it must never do: write to either database, use the consumer's code, or take an error for a match.
 
 pub mod attempt;
@@ -24,11 +28,14 @@ pub mod cause;
 pub mod compare;
 pub mod config;
 pub mod definition;
+pub mod depth;
+pub mod difference;
 pub mod error;
 pub mod html;
 pub mod images;
 pub mod lane;
 pub mod level0;
+pub mod levels;
 pub mod localise;
 pub mod observe;
 pub mod pipeline;
@@ -39,6 +46,7 @@ pub mod selection;
 pub mod sequence;
 pub mod session;
 pub mod settle;
+pub mod statistics;
 pub mod tail;
 pub mod verdict;
 pub mod window;

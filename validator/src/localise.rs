@@ -1,22 +1,23 @@
 //! Names the rows and columns in which two snapshots differ, and why: buckets of key hashes, then rows, then values.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
 use crate::Error;
 use crate::canonical::{BUCKETS, Layout};
-use crate::cause::{self, Cause, Pair};
-use crate::compare::{RowDifference, RowHash, differing_buckets, differing_rows};
+use crate::cause::Read;
+use crate::compare::{Buckets, RowDifference, RowHash, differing_buckets, differing_rows};
+use crate::difference::{Differences, LoneRow, ValueDifference};
 use crate::images::Delta;
 use crate::reader::{self, Given, Selection};
-use crate::report::{Finding, key_json};
+use crate::report::{RECORDS_MAX, key_json};
 use crate::session::Session;
 
-/// Buckets whose rows are looked at one by one; beyond, counts are minima.
-const BUCKETS_MAX: usize = 32;
+/// Rows of differing buckets that are looked at one by one, if one bucket has not more; beyond, counts are minima.
+const LOOKED_AT_MAX: u64 = 10_000;
 /// Differing rows whose values are read to explain them.
-const EXPLAINED_MAX: usize = 500;
+const EXPLAINED_MAX: usize = RECORDS_MAX;
 
 /// The two open snapshots and how each is asked.
 #[derive(Debug)]
@@ -31,34 +32,47 @@ pub struct Sides<'a> {
 ///
 /// # Errors
 /// `Database`, `Answer`.
-pub async fn keyed(sides: &mut Sides<'_>, selection: &Selection<'_>) -> Result<Vec<Finding>, Error> {
-    let (rows, partial) = rows(sides, selection).await?;
-    let mut findings = Vec::new();
-    let mut changed: Vec<(RowHash, Vec<usize>)> = Vec::new();
-    let mut kinds: BTreeMap<&'static str, Vec<Json>> = BTreeMap::new();
+pub async fn keyed(sides: &mut Sides<'_>, selection: &Selection<'_>) -> Result<Differences, Error> {
+    let (rows, minimum) = rows(sides, selection).await?;
+    let mut differences = Differences { minimum, ..Differences::default() };
+    let (mut missing, mut extra, mut changed) = (Vec::new(), Vec::new(), Vec::new());
     for difference in rows {
         match difference {
-            RowDifference::Missing(row) => kinds.entry("missing_row").or_default().push(key_json(&row.key)),
-            RowDifference::Extra(row) => kinds.entry("extra_row").or_default().push(key_json(&row.key)),
-            RowDifference::Duplicate(row) => kinds.entry("duplicate_row").or_default().push(key_json(&row.key)),
-            RowDifference::Changed { row, columns } => changed.push((row, columns)),
+            RowDifference::Missing(row) => missing.push(row),
+            RowDifference::Extra(row) => extra.push(row),
+            RowDifference::Duplicate(row) => {
+                differences.duplicate.push(LoneRow { key: key_json(&row.key), values: Vec::new() });
+            }
+            RowDifference::Changed { row, columns } => {
+                changed.push(Changed { key: key_json(&row.key), source: row.key_hash, target: row.key_hash, columns })
+            }
         }
     }
-    findings.extend(kinds.into_iter().map(|(cause, keys)| Finding::rows(1, None, cause, keys)));
-    let changed: Vec<Changed> = changed
-        .into_iter()
-        .map(|(row, columns)| Changed { key: key_json(&row.key), source: row.key_hash, target: row.key_hash, columns })
-        .collect();
-    findings.extend(explain(sides, selection.condition, &changed).await?);
-    findings.iter_mut().for_each(|finding| finding.count_is_minimum = partial);
-    Ok(findings)
+    let hashes = |rows: &[RowHash]| rows.iter().take(EXPLAINED_MAX).map(|row| row.key_hash).collect::<Vec<_>>();
+    // The values show whether a missing and an extra row are one whose key changed.
+    let (lost, come) = (hashes(&missing), hashes(&extra));
+    let (of_missing, of_extra) = tokio::try_join!(
+        reader::values(sides.source, sides.source_layout, selection.condition, &lost),
+        reader::values(sides.target, sides.target_layout, selection.condition, &come)
+    )?;
+    let lone = |rows: Vec<RowHash>, mut values: HashMap<i64, Vec<Option<Read>>>| {
+        let one = |row: RowHash| LoneRow {
+            key: key_json(&row.key),
+            values: values.remove(&row.key_hash).unwrap_or_default(),
+        };
+        rows.into_iter().map(one).collect::<Vec<_>>()
+    };
+    differences.missing = lone(missing, of_missing);
+    differences.extra = lone(extra, of_extra);
+    explain(sides, selection.condition, changed, &mut differences).await?;
+    Ok(differences)
 }
 
 /// The differing rows of a keyless table, whose changes in flight are `delta`.
 ///
 /// # Errors
 /// `Database`, `Answer`.
-pub async fn keyless(sides: &mut Sides<'_>, selection: &Selection<'_>, delta: &Delta) -> Result<Vec<Finding>, Error> {
+pub async fn keyless(sides: &mut Sides<'_>, selection: &Selection<'_>, delta: &Delta) -> Result<Differences, Error> {
     let layout = sides.target_layout;
     let all: Vec<usize> = (0..layout.fields.len()).collect();
     let given = |rows: &[Vec<Option<String>>]| Given::new(all.clone(), rows.iter().cloned());
@@ -76,9 +90,7 @@ pub async fn keyless(sides: &mut Sides<'_>, selection: &Selection<'_>, delta: &D
         }
     }
     source.retain(|_, held| *held != (0, 0));
-    let mut buckets = differing_buckets(&source, &target);
-    let partial = buckets.len() > BUCKETS_MAX;
-    buckets.truncate(BUCKETS_MAX);
+    let (buckets, partial) = looked_at(&source, &target);
     let (mut wanted, found) = tokio::try_join!(
         reader::row_hashes(sides.source, sides.source_layout, selection, &buckets),
         reader::row_hashes(sides.target, sides.target_layout, selection, &buckets)
@@ -90,9 +102,9 @@ pub async fn keyless(sides: &mut Sides<'_>, selection: &Selection<'_>, delta: &D
             wanted.swap_remove(at);
         }
     }
-    let mut findings = pair(sides, selection.condition, differing_rows(wanted, found)).await?;
-    findings.iter_mut().for_each(|finding| finding.count_is_minimum |= partial);
-    Ok(findings)
+    let mut differences = pair(sides, selection.condition, differing_rows(wanted, found)).await?;
+    differences.minimum |= partial;
+    Ok(differences)
 }
 
 /// Differing rows, and whether there are more in buckets that were not looked at.
@@ -101,14 +113,27 @@ async fn rows(sides: &mut Sides<'_>, selection: &Selection<'_>) -> Result<(Vec<R
         reader::buckets(sides.source, sides.source_layout, selection),
         reader::buckets(sides.target, sides.target_layout, selection)
     )?;
-    let mut buckets = differing_buckets(&source, &target);
-    let partial = buckets.len() > BUCKETS_MAX;
-    buckets.truncate(BUCKETS_MAX);
+    let (buckets, partial) = looked_at(&source, &target);
     let (source, target) = tokio::try_join!(
         reader::row_hashes(sides.source, sides.source_layout, selection, &buckets),
         reader::row_hashes(sides.target, sides.target_layout, selection, &buckets)
     )?;
     Ok((differing_rows(source, target), partial))
+}
+
+/// The differing buckets whose rows are read, and whether there are more.
+fn looked_at(source: &Buckets, target: &Buckets) -> (Vec<i64>, bool) {
+    let mut buckets = differing_buckets(source, target);
+    let all = buckets.len();
+    let mut rows = 0;
+    let held = |side: &Buckets, bucket: &i64| side.get(bucket).map_or(0, |(rows, _)| *rows);
+    buckets.retain(|bucket| {
+        let first = rows == 0;
+        rows += held(source, bucket).max(held(target, bucket)).max(1);
+        first || rows <= LOOKED_AT_MAX
+    });
+    let partial = buckets.len() < all;
+    (buckets, partial)
 }
 
 /// A row that both sides have and that differs.
@@ -122,7 +147,7 @@ struct Changed {
 
 /// A row of a keyless table is known by its whole image, so a changed one is a missing and an extra one: the two that have
 /// the most columns in common are taken for one.
-async fn pair(sides: &mut Sides<'_>, condition: &str, rows: Vec<RowDifference>) -> Result<Vec<Finding>, Error> {
+async fn pair(sides: &mut Sides<'_>, condition: &str, rows: Vec<RowDifference>) -> Result<Differences, Error> {
     let (mut missing, mut extra) = (Vec::new(), Vec::new());
     for row in rows {
         match row {
@@ -132,10 +157,8 @@ async fn pair(sides: &mut Sides<'_>, condition: &str, rows: Vec<RowDifference>) 
     }
     let mut changed = Vec::new();
     if !missing.is_empty() && !extra.is_empty() && missing.len().max(extra.len()) <= EXPLAINED_MAX {
-        let source: HashMap<i64, _> =
-            reader::values(sides.source, sides.source_layout, condition, &missing).await?.into_iter().collect();
-        let target: HashMap<i64, _> =
-            reader::values(sides.target, sides.target_layout, condition, &extra).await?.into_iter().collect();
+        let source = reader::values(sides.source, sides.source_layout, condition, &missing).await?;
+        let target = reader::values(sides.target, sides.target_layout, condition, &extra).await?;
         missing.retain(|hash| {
             let Some(wanted) = source.get(hash) else { return true };
             let common = |at: &usize| -> usize {
@@ -150,15 +173,12 @@ async fn pair(sides: &mut Sides<'_>, condition: &str, rows: Vec<RowDifference>) 
             false
         });
     }
-    let names = |hashes: &[i64]| hashes.iter().map(|hash| row_name(*hash)).collect::<Vec<_>>();
-    let mut findings = Vec::new();
-    for (cause, hashes) in [("missing_row", &missing), ("extra_row", &extra)] {
-        if !hashes.is_empty() {
-            findings.push(Finding::rows(1, None, cause, names(hashes)));
-        }
-    }
-    findings.extend(explain(sides, condition, &changed).await?);
-    Ok(findings)
+    let lone = |hashes: Vec<i64>| {
+        hashes.into_iter().map(|hash| LoneRow { key: row_name(hash), values: Vec::new() }).collect::<Vec<_>>()
+    };
+    let mut differences = Differences { missing: lone(missing), extra: lone(extra), ..Differences::default() };
+    explain(sides, condition, changed, &mut differences).await?;
+    Ok(differences)
 }
 
 /// How a report calls a row that has no key.
@@ -166,10 +186,15 @@ fn row_name(hash: i64) -> Json {
     Json::from(format!("row hash {hash:016x}"))
 }
 
-/// Findings by column and cause. Of many rows only the first are read; the others count with the column's first cause.
-async fn explain(sides: &mut Sides<'_>, condition: &str, changed: &[Changed]) -> Result<Vec<Finding>, Error> {
+/// Reads the values of the first of the changed rows; the others are counted.
+async fn explain(
+    sides: &mut Sides<'_>,
+    condition: &str,
+    changed: Vec<Changed>,
+    differences: &mut Differences,
+) -> Result<(), Error> {
     if changed.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let read = &changed[..changed.len().min(EXPLAINED_MAX)];
     let source: Vec<i64> = read.iter().map(|row| row.source).collect();
@@ -178,60 +203,18 @@ async fn explain(sides: &mut Sides<'_>, condition: &str, changed: &[Changed]) ->
         reader::values(sides.source, sides.source_layout, condition, &source),
         reader::values(sides.target, sides.target_layout, condition, &target)
     )?;
-    let (source, target): (HashMap<i64, _>, HashMap<i64, _>) =
-        (source.into_iter().collect(), target.into_iter().collect());
-    let mut findings = Vec::new();
-    let layout = sides.target_layout;
-    for (nth, at) in layout.summed().into_iter().enumerate() {
-        let rows: Vec<&Changed> = changed.iter().filter(|row| row.columns.contains(&nth)).collect();
-        if rows.is_empty() {
-            continue;
-        }
-        let text = |side: &HashMap<i64, Vec<Option<String>>>, hash: i64| {
-            side.get(&hash).and_then(|row| row.get(at).cloned()).flatten()
-        };
-        let pairs: Vec<(Option<String>, Option<String>)> =
-            rows.iter().take(EXPLAINED_MAX).map(|row| (text(&source, row.source), text(&target, row.target))).collect();
-        let causes = causes(sides.target, &sides.source_layout.fields[at].base, &pairs).await?;
-        let mut by_cause: Vec<(Cause, Vec<Json>)> = Vec::new();
-        for (place, row) in rows.iter().enumerate() {
-            let cause = causes.get(place).or(causes.first()).cloned().unwrap_or_else(|| "value_differs".into());
-            match by_cause.iter_mut().find(|(known, _)| *known == cause) {
-                Some((_, keys)) => keys.push(row.key.clone()),
-                None => by_cause.push((cause, vec![row.key.clone()])),
-            }
-        }
-        for (cause, keys) in by_cause {
-            let mut finding = Finding::rows(2, Some(&layout.fields[at].name), cause.name, keys);
-            finding.detail = cause.detail;
-            findings.push(finding);
+    let summed = sides.target_layout.summed();
+    for row in changed {
+        let values = source.get(&row.source).zip(target.get(&row.target));
+        for field in row.columns.iter().filter_map(|nth| summed.get(*nth).copied()) {
+            let Some((source, target)) = values else {
+                differences.unread(field, row.key.clone());
+                continue;
+            };
+            let value = |of: &[Option<Read>]| of.get(field).cloned().flatten();
+            let (source, target) = (value(source), value(target));
+            differences.values.push(ValueDifference { key: row.key.clone(), field, source, target });
         }
     }
-    Ok(findings)
-}
-
-/// The cause of each pair.
-async fn causes(
-    target: &mut Session,
-    base: &crate::definition::BaseType,
-    pairs: &[(Option<String>, Option<String>)],
-) -> Result<Vec<Cause>, Error> {
-    if cause::swapped(pairs) {
-        return Ok(vec!["swapped_between_rows".into(); pairs.len()]);
-    }
-    // Only a server knows the normal forms; only texts beyond ASCII have several.
-    let asked: Vec<usize> = (0..pairs.len())
-        .filter(|at| matches!(&pairs[*at], (Some(a), Some(b)) if !a.is_ascii() && !b.is_ascii()))
-        .collect();
-    let (left, right): (Vec<String>, Vec<String>) = asked
-        .iter()
-        .map(|at| (pairs[*at].0.clone().unwrap_or_default(), pairs[*at].1.clone().unwrap_or_default()))
-        .unzip();
-    let same = if asked.is_empty() { Vec::new() } else { reader::same_normalized(target, left, right).await? };
-    let same: HashMap<usize, bool> = asked.into_iter().zip(same).collect();
-    let of_pair = |(at, (a, b)): (usize, &(Option<String>, Option<String>))| {
-        let same_normalized = same.get(&at).copied().unwrap_or(false);
-        cause::of(base, Pair { source: a.as_deref(), target: b.as_deref(), same_normalized })
-    };
-    Ok(pairs.iter().enumerate().map(of_pair).collect())
+    Ok(())
 }

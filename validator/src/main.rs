@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use service::{Config, Hint as _, Shutdown, report};
+use validator::levels::Levels;
 use validator::pipeline::{self, Validator};
 use validator::report::Report;
 use validator::verdict::Verdict;
@@ -28,6 +29,13 @@ enum Command {
         /// Only this table, as schema.table.
         #[arg(long)]
         table: Option<String>,
+        /// Levels to run, as 0,2: 0 schema and types, 1 rows, 2 column sums, 3 distributions, 4 null rates, 5 records in depth.
+        /// Without level 2 nothing is called a match.
+        #[arg(long, default_value = "0,1,2,3,4,5")]
+        levels: Levels,
+        /// Show the values of differing records, and not only their types and lengths.
+        #[arg(long)]
+        show_values: bool,
         /// Write the report as JSON to this file, `-` for standard output in place of the table.
         #[arg(long)]
         json: Option<PathBuf>,
@@ -48,9 +56,9 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         None => service::program::run(&arguments.config, |config| &config.validator.listen, pipeline::run),
-        Some(Command::Check { table, json, html }) => {
+        Some(Command::Check { table, levels, show_values, json, html }) => {
             let files = Files { json: json.as_deref(), html: html.as_deref() };
-            match check(&arguments.config, table.as_deref(), files) {
+            match check(&arguments.config, table.as_deref(), (levels, show_values), files) {
                 Ok(verdict) => ExitCode::from(verdict.code()),
                 Err(error) => {
                     eprintln!("{}", report(&error, error.hint()));
@@ -68,14 +76,19 @@ struct Files<'a> {
     html: Option<&'a Path>,
 }
 
-fn check(config: &Path, table: Option<&str>, files: Files<'_>) -> Result<Verdict, Error> {
+fn check(
+    config: &Path,
+    table: Option<&str>,
+    (levels, show_values): (Levels, bool),
+    files: Files<'_>,
+) -> Result<Verdict, Error> {
     service::telemetry::start_logging();
     let config = Config::load(config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|source| service::Error::Runtime { source })?;
     runtime.block_on(async {
         observe::describe();
-        let mut validator = Validator::new(config, Shutdown::default())?;
+        let mut validator = Validator::new(config, Shutdown::default())?.with(levels, show_values);
         let report = validator.check(table).await?;
         publish(&report, files)?;
         Ok(report.verdict)

@@ -1,4 +1,4 @@
-//! A round: definitions, then every table range by range, then the report; and the service's loop of rounds.
+//! A round (in somewhat over 600 lines, so that it is read from top to bottom): definitions, then every table range by range, then the report; and the service's loop of rounds.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,13 +13,16 @@ use service::{Config, Shutdown};
 use tokio::sync::Mutex;
 
 use crate::attempt::{self, Online, Pair, Subject, Verified};
-use crate::canonical::{Field, HashLane, Layout};
+use crate::canonical::{Field, HashLane, Layout, Scan};
 use crate::config::{ATTEMPTS_MAX, PAIRS, Settings};
 use crate::definition::{DatabaseDefinition, TableDefinition};
+use crate::depth::Gathered;
+use crate::difference::Explaining;
 use crate::error::Remedy;
 use crate::images::Decoders;
 use crate::lane::{self, Bookkeeping};
 use crate::level0::{self, Circumstances};
+use crate::levels::Levels;
 use crate::range::{Planner, Range, orders_agree};
 use crate::report::{Finding, Report, TableReport};
 use crate::selection::{self, Unit};
@@ -28,12 +31,14 @@ use crate::session::{Endpoint, Session};
 use crate::settle::Unsettled;
 use crate::tail::Tail;
 use crate::verdict::Verdict;
-use crate::{Error, catalog, observe};
+use crate::{Error, catalog, observe, reader, statistics};
 
 /// Once one wait for the lane was in vain, later ones in the same round are short.
 const IMPATIENT: Duration = Duration::from_secs(2);
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A row's, for a guess at how many a file holds; a wrong one makes the sample smaller, or it is thinned.
+const ROW_BYTES: u64 = 100;
 
 /// Compares the two databases of one configuration, as often as asked.
 #[derive(Debug)]
@@ -83,6 +88,12 @@ impl Validator {
         })
     }
 
+    /// Only these levels; whether values are shown.
+    pub fn with(mut self, levels: Levels, show_values: bool) -> Validator {
+        (self.settings.levels, self.settings.show_values) = (levels, show_values);
+        self
+    }
+
     /// One round over all tables, or over one.
     ///
     /// # Errors
@@ -109,7 +120,11 @@ impl Validator {
             Bookkeeping::default()
         };
         let settling = online.then_some((self.settings.lane.as_str(), self.settings.settle));
-        let sequences = sequence::check((&mut source, &mut target), &self.config.migration, settling).await?;
+        let sequences = if self.settings.levels.has(0) {
+            sequence::check((&mut source, &mut target), &self.config.migration, settling).await?
+        } else {
+            Vec::new()
+        };
         let decoders = Decoders::new(RegistryClient::new(&self.config.registry.url));
         let tail = self.tail.as_ref().filter(|_| online);
         let round = Round {
@@ -278,7 +293,8 @@ impl Round<'_> {
     /// Reports of all selected tables, and the position through which all of them were verified.
     async fn tables(&self, only: Option<&str>) -> Result<(Vec<TableReport>, Option<Lsn>), Error> {
         let mut units = selection::units(&self.source.tables, self.migration);
-        let mut extra = if only.is_none() { self.extra_tables(&units) } else { Vec::new() };
+        let schema = only.is_none() && self.settings.levels.has(0);
+        let mut extra = if schema { self.extra_tables(&units) } else { Vec::new() };
         if only.is_none() {
             extra.extend(sequence::lone(&self.sequences, &units));
         }
@@ -331,7 +347,7 @@ impl Round<'_> {
         extra.map(reported).collect()
     }
 
-    /// Levels 0 to 2 of one table. Yields the position through which it was verified.
+    /// All levels of one table. Yields the position through which it was verified.
     async fn table(
         &self,
         unit: &Unit<'_>,
@@ -352,42 +368,67 @@ impl Round<'_> {
             }
             return Ok(None);
         };
-        self.definitions(&table, (source, target), report);
-        self.partitions(unit, report);
+        let levels = self.settings.levels;
+        if levels.has(0) {
+            self.definitions((source, target), report);
+            self.partitions(unit, report);
+        }
+        if levels.has(2) {
+            self.divergences(&table, report);
+        }
         if self.online.is_some() && source.persistence == "u" {
             report.inconclusive("the table is unlogged: its changes are not replicated");
             return Ok(None);
         }
-        let Some(subject) = self.subject(source, target) else {
+        let Some(mut subject) = self.subject(source, target) else {
             report.inconclusive("the two sides have no column, or not the whole key, in common");
             return Ok(None);
         };
+        if !(1..=5).any(|level| levels.has(level)) {
+            return Ok(None);
+        }
+        if levels.sample() && [self.source, self.target].iter().all(|database| database.encoding != "SQL_ASCII") {
+            let mask = self.sample_mask(source, open(planner, self.endpoints.0).await?).await?;
+            // The key hash of a row without a key is that of its values: of many equal rows the sample would hold all or none.
+            let sample = (mask == 0 || !subject.source.keyless()).then_some(mask);
+            (subject.source.scan.sample, subject.target.scan.sample) = (sample, sample);
+        }
         let divisible = orders_agree(source, target);
         let shared = Mutex::new(Shared {
             planner: Planner::new(self.settings.chunk_rows, divisible),
             session: planner,
             stop: false,
         });
-        let total = Mutex::new((report, None::<Lsn>));
+        let total = Mutex::new(Total { report, through: None, gathered: Gathered::default(), levels });
         // A small table is one range: one pair of sessions will do.
         let small =
             !divisible || (source.rows_estimate >= 0.0 && source.rows_estimate <= self.settings.chunk_rows as f64);
         let workers = if small { 1 } else { pairs.len() };
         let working = pairs.iter_mut().take(workers).map(|pair| self.ranges(&subject, &shared, &total, pair));
         try_join_all(working).await?;
-        let (_, through) = total.into_inner();
+        let Total { report, through, gathered, .. } = total.into_inner();
+        let fields: Vec<String> = subject.source.fields.iter().map(|field| field.name.clone()).collect();
+        let rows_source = report.rows_source.unwrap_or(0);
+        let (key, show_values) = (subject.source.key.as_slice(), self.settings.show_values);
+        let explaining = Explaining { source, target, fields: &fields, key, rows_source, show_values };
+        gathered.conclude(&explaining, levels, report);
         Ok(through)
     }
 
-    fn definitions(
-        &self,
-        table: &TableName,
-        (source, target): (&TableDefinition, &TableDefinition),
-        report: &mut TableReport,
-    ) {
+    /// Which rows are sampled: by the size of the files, because a table that was never analysed has no count of rows.
+    async fn sample_mask(&self, table: &TableDefinition, session: &mut Session) -> Result<i64, Error> {
+        let bytes = reader::bytes(session, &table.table()).await?;
+        Ok(statistics::mask_for((table.rows_estimate.max(0.0) as u64).max(bytes / ROW_BYTES)))
+    }
+
+    fn definitions(&self, (source, target): (&TableDefinition, &TableDefinition), report: &mut TableReport) {
         for finding in level0::compare(source, target, self.circumstances()) {
             report.find(finding);
         }
+    }
+
+    /// Changes that found no row, as the lane has counted them.
+    fn divergences(&self, table: &TableName, report: &mut TableReport) {
         for (_, count, positions) in self.bookkeeping.divergences.iter().filter(|(name, ..)| name == table) {
             let mut finding = Finding::rows(2, None, DIVERGENCE, Vec::new());
             finding.count = *count;
@@ -402,6 +443,7 @@ impl Round<'_> {
             target: self.target,
             post_data_pending: self.bookkeeping.post_data_pending,
             key_pending: self.bookkeeping.key_pending,
+            lane: self.online.is_some(),
         }
     }
 
@@ -438,7 +480,8 @@ impl Round<'_> {
             };
             let fields: Option<Vec<Field>> = common.iter().map(field).collect();
             let partitioned = of.partitioned();
-            Some(Layout { table: of.table(), fields: fields?, key, partitioned, lane: self.hashes })
+            let scan = Scan { sums: self.settings.levels.has(2), counts: self.settings.levels.has(4), sample: None };
+            Some(Layout { table: of.table(), fields: fields?, key, partitioned, lane: self.hashes, scan })
         };
         let key = key?;
         if common.is_empty() {
@@ -452,7 +495,7 @@ impl Round<'_> {
         &self,
         subject: &Subject<'_>,
         shared: &Mutex<Shared<'_>>,
-        total: &Mutex<(&mut TableReport, Option<Lsn>)>,
+        total: &Mutex<Total<'_>>,
         pair: &mut Option<Pair>,
     ) -> Result<(), Error> {
         loop {
@@ -461,7 +504,7 @@ impl Round<'_> {
             let Some(range) = next else { return Ok(()) };
             let unsettled = match self.range(subject, &range, pair).await? {
                 Ok(verified) => {
-                    add(&mut *total.lock().await, verified);
+                    total.lock().await.add(verified);
                     continue;
                 }
                 Err(unsettled) => unsettled,
@@ -470,7 +513,7 @@ impl Round<'_> {
             let busy = matches!(unsettled, Unsettled::TooManyInFlight(_));
             if !busy || !shared.split(self, subject, &range).await? {
                 shared.stop = true;
-                total.lock().await.0.inconclusive(unsettled.to_string());
+                total.lock().await.report.inconclusive(unsettled.to_string());
                 return Ok(());
             }
         }
@@ -548,15 +591,25 @@ async fn close(pair: &mut Option<Pair>) {
     }
 }
 
-fn add(total: &mut (&mut TableReport, Option<Lsn>), verified: Verified) {
-    let (report, through) = total;
-    report.chunks += 1;
-    report.rows_settled_by_event += verified.settled_by_event;
-    *report.rows_source.get_or_insert(0) += verified.rows_source;
-    *report.rows_target.get_or_insert(0) += verified.rows_target;
-    *through = (*through).into_iter().chain(verified.through).min();
-    for finding in verified.findings {
-        report.find(finding);
+/// One table's result so far.
+struct Total<'a> {
+    report: &'a mut TableReport,
+    through: Option<Lsn>,
+    gathered: Gathered,
+    levels: Levels,
+}
+
+impl Total<'_> {
+    fn add(&mut self, mut verified: Verified) {
+        self.report.chunks += 1;
+        self.report.rows_settled_by_event += verified.settled_by_event;
+        *self.report.rows_source.get_or_insert(0) += verified.rows_source;
+        *self.report.rows_target.get_or_insert(0) += verified.rows_target;
+        self.through = self.through.into_iter().chain(verified.through).min();
+        self.gathered.add(&mut verified);
+        for finding in verified.findings.into_iter().filter(|finding| self.levels.has(finding.level)) {
+            self.report.find(finding);
+        }
     }
 }
 

@@ -154,6 +154,7 @@ mod tests {
             key: vec![0, 1],
             partitioned: false,
             lane: HashLane::Extended,
+            scan: crate::canonical::Scan { sums: true, counts: false, sample: None },
         };
         let key = vec!["7".to_owned(), "it's".to_owned()];
         let first = Range { after: None, through: Some(key.clone()), rows: 1 };

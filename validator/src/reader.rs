@@ -1,13 +1,17 @@
 //! What a comparison asks one database, inside its snapshot.
 
+use std::collections::HashMap;
+
 use changelog::table::TableName;
 use changelog::{Lsn, Position};
 
 use crate::Error;
 use crate::canonical::Layout;
-use crate::compare::{Aggregates, Buckets, RowHash, modular};
+use crate::cause::Read;
+use crate::compare::{Aggregates, Buckets, Counts, RowHash, modular};
 use crate::session::{Session, Statement, statement};
 use crate::settle::SourceSnapshot;
+use crate::statistics::SampledRow;
 
 /// Rows given as text: for each field of a layout that is given, one list with a text or null per row.
 #[derive(Clone, Debug, Default)]
@@ -127,30 +131,58 @@ fn parse_aggregates(
     session: &Session,
     doing: &str,
     row: &sqlx::postgres::PgRow,
-    sums: usize,
-) -> Result<Aggregates, Error> {
+    layout: &Layout,
+) -> Result<Scanned, Error> {
     let rows: i64 = session.get(doing, row, 0)?;
     let number = |at: usize| {
         let text: Option<&str> = session.get(doing, row, at)?;
         modular(text).ok_or_else(|| session.unexpected(doing, "a sum that is not a whole number".into()))
     };
-    let sums: Result<Vec<u64>, Error> = (0..sums).map(|at| number(at + 2)).collect();
-    Ok(Aggregates { rows: rows.max(0) as u64, key: number(1)?, sums: sums? })
+    let sums: Result<Vec<u64>, Error> = (0..layout.scanned().len()).map(|at| number(at + 4)).collect();
+    let counts: Vec<i64> = session.get(doing, row, 2)?;
+    let counted = |four: &[i64]| {
+        let count = |at: usize| four.get(at).copied().unwrap_or(0).max(0) as u64;
+        Counts { nulls: count(0), empty: count(1), nan: count(2), infinite: count(3) }
+    };
+    let counts = counts.chunks(4).map(counted).collect();
+    let sample = match session.get::<Option<&str>>(doing, row, 3)? {
+        Some(json) => sampled(json).map_err(|error| session.unexpected(doing, error.to_string()))?,
+        None => Vec::new(),
+    };
+    let aggregates = Aggregates { rows: rows.max(0) as u64, key: number(1)?, sums: sums?, counts };
+    Ok(Scanned { aggregates, sample })
 }
 
-/// Count and sums of the selected rows.
+/// What one scan of a range yields.
+#[derive(Clone, Debug, Default)]
+pub struct Scanned {
+    pub aggregates: Aggregates,
+    pub sample: Vec<SampledRow>,
+}
+
+fn sampled(json: &str) -> Result<Vec<SampledRow>, serde_json::Error> {
+    type Row = (i64, Vec<Option<String>>, Vec<Option<u64>>);
+    let rows: Vec<Row> = serde_json::from_str(json)?;
+    let row = |(key_hash, starts, lengths)| SampledRow { key_hash, values: read(starts, lengths) };
+    Ok(rows.into_iter().map(row).collect())
+}
+
+/// Texts with their lengths.
+fn read(starts: Vec<Option<String>>, lengths: Vec<Option<u64>>) -> Vec<Option<Read>> {
+    let one =
+        |(start, length): (Option<String>, Option<u64>)| start.map(|start| Read { start, length: length.unwrap_or(0) });
+    starts.into_iter().zip(lengths).map(one).collect()
+}
+
+/// Count, sums, counts and sample of the selected rows.
 ///
 /// # Errors
 /// `Database`, `Answer`.
-pub async fn aggregates(
-    session: &mut Session,
-    layout: &Layout,
-    selection: &Selection<'_>,
-) -> Result<Aggregates, Error> {
+pub async fn aggregates(session: &mut Session, layout: &Layout, selection: &Selection<'_>) -> Result<Scanned, Error> {
     let doing = format!("summing rows of {}", layout.table);
     let sql = layout.aggregates(&selection.sql(layout, 1));
     let row = session.row(&doing, selection.bind(statement(sql))).await?;
-    parse_aggregates(session, &doing, &row, layout.summed().len())
+    parse_aggregates(session, &doing, &row, layout)
 }
 
 /// Count and sums of rows that are given, read through the input functions of this server's types.
@@ -161,7 +193,7 @@ pub async fn given_aggregates(session: &mut Session, layout: &Layout, rows: &Giv
     let doing = format!("summing row images of {}", layout.table);
     let sql = layout.aggregates(&layout.given_rows(&rows.relation(1)));
     let row = session.row(&doing, rows.bind(statement(sql))).await?;
-    parse_aggregates(session, &doing, &row, layout.summed().len())
+    Ok(parse_aggregates(session, &doing, &row, layout)?.aggregates)
 }
 
 /// The hashes of whole rows that are given, of a keyless table.
@@ -294,7 +326,7 @@ pub async fn row_hashes(
     rows.iter().map(hash).collect()
 }
 
-/// The columns of rows with these key hashes, as text, each cut to its first characters.
+/// The columns of rows with these key hashes, as text, each cut to its first characters, with its whole length.
 ///
 /// # Errors
 /// `Database`, `Answer`.
@@ -303,27 +335,31 @@ pub async fn values(
     layout: &Layout,
     condition: &str,
     hashes: &[i64],
-) -> Result<Vec<(i64, Vec<Option<String>>)>, Error> {
+) -> Result<HashMap<i64, Vec<Option<Read>>>, Error> {
     let doing = format!("reading rows of {}", layout.table);
     let sql = layout.values(&layout.rows(condition), VALUE_CHARACTERS_MAX, hashes.len() * 2 + 10);
     let rows = session.rows(&doing, statement(sql).bind(hashes.to_vec())).await?;
-    rows.iter().map(|row| Ok((session.get(&doing, row, 0)?, session.get(&doing, row, 1)?))).collect()
+    let values = |row| {
+        let (starts, lengths): (Vec<Option<String>>, Vec<Option<i64>>) =
+            (session.get(&doing, row, 1)?, session.get(&doing, row, 2)?);
+        let lengths = lengths.into_iter().map(|length| length.map(|length| length.max(0) as u64)).collect();
+        Ok((session.get(&doing, row, 0)?, read(starts, lengths)))
+    };
+    rows.iter().map(values).collect()
 }
 
 /// Enough of a value to explain how it differs.
 const VALUE_CHARACTERS_MAX: usize = 1000;
 
-/// Which pairs of texts are equal under Unicode NFC; all false where the server cannot tell.
+/// Bytes of the table's files, its partitions' included: how many rows it may have, also before the first ANALYZE.
 ///
 /// # Errors
 /// `Database`, `Answer`.
-pub async fn same_normalized(session: &mut Session, left: Vec<String>, right: Vec<String>) -> Result<Vec<bool>, Error> {
-    let doing = "comparing texts under Unicode NFC";
-    let sql = "SELECT CASE WHEN current_setting('server_encoding') = 'UTF8' \
-               THEN pg_catalog.normalize(u.a, 'NFC') = pg_catalog.normalize(u.b, 'NFC') ELSE false END \
-               FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS u(a, b, o) ORDER BY u.o";
-    let rows = session.rows(doing, statement(sql.into()).bind(left).bind(right)).await?;
-    rows.iter().map(|row| session.get(doing, row, 0)).collect()
+pub async fn bytes(session: &mut Session, table: &TableName) -> Result<u64, Error> {
+    let doing = format!("asking for the size of {table}");
+    let sql = "SELECT coalesce(sum(pg_relation_size(t.relid)), 0)::bigint FROM pg_partition_tree($1::regclass) AS t";
+    let row = session.row(&doing, statement(sql.into()).bind(table.quoted())).await?;
+    Ok(session.get::<i64>(&doing, &row, 0)?.max(0) as u64)
 }
 
 /// Whether an applied position is behind everything that a source snapshot sees.

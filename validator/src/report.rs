@@ -1,4 +1,7 @@
-//! What a check says: JSON for machines, a table for people. Pure. Keys are named, values never.
+//! What a check says: JSON for machines, a table for people. Pure.
+//!
+//! Keys are named. Values are shown only where `--show-values` asks for them; the statistics of a column of numbers or times
+//! have its least and greatest, as statistics do.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -6,19 +9,24 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use crate::cause::Text;
+use crate::compare::{Aggregates, Counts};
+use crate::statistics::Distribution;
 use crate::verdict::Verdict;
 
 /// Keys named in one finding; the count goes on.
 pub const KEYS_MAX: usize = 20;
 /// Keys that one check hands on to be mended.
 const WRONG_ROWS_MAX: usize = 10_000;
+/// Differing values kept as records of one table.
+pub const RECORDS_MAX: usize = 1_000;
 /// Differing columns, causes and objects listed for one table.
 const FINDINGS_MAX: usize = 500;
 
 /// One kind of difference in one column of one table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Finding {
-    /// 0 schema and types, 1 rows, 2 values.
+    /// 0 schema and types, 1 rows, 2 values, 3 distributions, 4 null rates, 5 sampled records.
     pub level: u8,
     pub column: Option<String>,
     pub cause: String,
@@ -94,6 +102,90 @@ fn key_texts(key: &Json) -> Option<Vec<String>> {
     Some(parts).filter(|parts| !parts.is_empty())
 }
 
+/// One value, as the report shows it: masked it is its type and its length.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RecordValue {
+    pub kind: String,
+    /// In characters; none of a null.
+    pub length: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+impl RecordValue {
+    pub fn of(kind: &str, value: Option<Text<'_>>, show: bool) -> RecordValue {
+        let Some(value) = value else { return RecordValue { kind: "null".into(), length: None, text: None } };
+        let text = show.then(|| value.start.to_owned());
+        RecordValue { kind: kind.to_owned(), length: Some(value.length), text }
+    }
+}
+
+/// One row, or one value of it, that differs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    pub level: u8,
+    pub key: Json,
+    /// None of a whole row.
+    pub column: Option<String>,
+    pub cause: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<RecordValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<RecordValue>,
+    /// The first character, from 0, that is not the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differs_at: Option<u64>,
+}
+
+impl Record {
+    /// A row that one side has and the other has not, or not so often.
+    pub fn row(level: u8, key: Json, cause: &str) -> Record {
+        let cause = cause.to_owned();
+        Record { level, key, column: None, cause, detail: None, source: None, target: None, differs_at: None }
+    }
+}
+
+/// Exact counts of one side of a column, and of how many rows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SideCounts {
+    pub rows: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+/// Both sides' counts, of the rows that were compared with each other: all but those in flight.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Counted {
+    pub source: SideCounts,
+    pub target: SideCounts,
+}
+
+impl Counted {
+    /// Of field `at`; none if they were not counted.
+    pub fn of(source: &Aggregates, target: &Aggregates, at: usize) -> Option<Counted> {
+        let side = |of: &Aggregates| Some(SideCounts { rows: of.rows, counts: *of.counts.get(at)? });
+        Some(Counted { source: side(source)?, target: side(target)? })
+    }
+}
+
+/// One column of both sides.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ColumnReport {
+    pub column: String,
+    pub type_name: String,
+    /// If it is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub type_target: Option<String>,
+    /// Level 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counted: Option<Counted>,
+    /// Level 3, of a sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distribution: Option<Distribution>,
+}
+
 /// The result for one table.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TableReport {
@@ -105,6 +197,13 @@ pub struct TableReport {
     pub rows_source: Option<u64>,
     pub rows_target: Option<u64>,
     pub findings: Vec<Finding>,
+    pub columns: Vec<ColumnReport>,
+    /// Rows and values that differ, at most [`RECORDS_MAX`].
+    pub records: Vec<Record>,
+    /// Those known beyond; a minimum where a finding's count is one.
+    pub records_left_out: u64,
+    /// Rows of the sample that were compared value by value.
+    pub records_sampled: u64,
     /// Ranges compared, and rows in flight that were checked against their newest event.
     pub chunks: u64,
     pub rows_settled_by_event: u64,
@@ -123,6 +222,10 @@ impl TableReport {
             rows_source: None,
             rows_target: None,
             findings: Vec::new(),
+            columns: Vec::new(),
+            records: Vec::new(),
+            records_left_out: 0,
+            records_sampled: 0,
             chunks: 0,
             rows_settled_by_event: 0,
             seconds: 0.0,
