@@ -258,13 +258,24 @@ pub struct Validator {
     pub chunk_rows: u64,
     /// Seconds between two rounds of the service.
     pub interval_seconds: u64,
+    /// Seconds between two comparisons of the rows that have changed, between two rounds; 0: none.
+    pub changed_interval_seconds: u64,
+    /// Seconds of statements that the source may run for comparisons within one second: 0.25 is a quarter of one session.
+    pub max_source_load: f64,
     /// Seconds that one comparison may wait for the lane before it is inconclusive.
     pub settle_seconds_max: u64,
 }
 
 impl Default for Validator {
     fn default() -> Self {
-        Validator { listen: "127.0.0.1:9403".into(), chunk_rows: 100_000, interval_seconds: 60, settle_seconds_max: 60 }
+        Validator {
+            listen: "127.0.0.1:9403".into(),
+            chunk_rows: 100_000,
+            interval_seconds: 60,
+            changed_interval_seconds: 10,
+            max_source_load: 2.0,
+            settle_seconds_max: 60,
+        }
     }
 }
 
@@ -365,10 +376,15 @@ impl Config {
             ("consumer.sequence_margin", self.consumer.sequence_margin, 0, 1_000_000_000),
             ("validator.chunk_rows", self.validator.chunk_rows, 1, 10_000_000),
             ("validator.interval_seconds", self.validator.interval_seconds, 1, 86_400),
+            ("validator.changed_interval_seconds", self.validator.changed_interval_seconds, 0, 86_400),
             ("validator.settle_seconds_max", self.validator.settle_seconds_max, 1, 3600),
             ("kafka.replication_factor", u64::from(self.kafka.replication_factor), 1, 15),
             ("kafka.record_bytes_max", self.kafka.record_bytes_max as u64, 64 << 10, RECORD_BYTES_MOST as u64),
         ];
+        let load = self.validator.max_source_load;
+        if !(0.01..=2.0).contains(&load) {
+            return Err(format!("validator.max_source_load = {load} is outside of 0.01 to 2"));
+        }
         for (name, value, least, most) in bounds {
             if value < least || value > most {
                 return Err(format!("{name} = {value} is outside of {least} to {most}"));

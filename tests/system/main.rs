@@ -5,6 +5,7 @@
 
 mod changes;
 mod consumer;
+mod continuous;
 mod control;
 mod corruption;
 mod crash;

@@ -26,7 +26,7 @@ use crate::statistics::SampledRow;
 use crate::tail::Tail;
 
 /// How often the lane's position is asked for while waiting.
-const POSITION_POLL: Duration = Duration::from_millis(10);
+pub const POSITION_POLL: Duration = Duration::from_millis(10);
 
 /// What runs between the two databases.
 #[derive(Debug)]

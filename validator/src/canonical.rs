@@ -293,19 +293,8 @@ impl Layout {
 
     /// Whether a row `left<at>` has the key that is given as text in `e`.
     pub fn same_key(&self, left: impl Fn(usize) -> String) -> String {
-        let parts: Vec<String> = self
-            .key
-            .iter()
-            .map(|at| {
-                let base = &self.fields[*at].base;
-                if base.compares_without_search_path() {
-                    format!("{} = {}", left(*at), self.given(*at))
-                } else {
-                    // The type's own operator is in a schema that the pinned search_path does not hold.
-                    format!("{} = {}", text_of(base, &left(*at)), text_of(base, &self.given(*at)))
-                }
-            })
-            .collect();
+        let parts: Vec<String> =
+            self.key.iter().map(|at| same(&self.fields[*at].base, &left(*at), &self.given(*at))).collect();
         parts.join(" AND ")
     }
 
@@ -313,6 +302,15 @@ impl Layout {
     pub fn stored(&self, at: usize) -> String {
         format!("t.{}", quote_identifier(&self.fields[at].name))
     }
+}
+
+/// Whether two expressions of a type are the same key.
+pub fn same(base: &BaseType, left: &str, right: &str) -> String {
+    if base.compares_without_search_path() {
+        return format!("{left} = {right}");
+    }
+    // The type's own operator is in a schema that the pinned search_path does not hold.
+    format!("{} = {}", text_of(base, left), text_of(base, right))
 }
 
 fn joined(parts: &[String]) -> String {

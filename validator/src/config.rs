@@ -26,7 +26,11 @@ pub const ATTEMPTS_MAX: u32 = 12;
 pub struct Settings {
     pub chunk_rows: u64,
     pub settle: Duration,
+    /// Seconds of statements on the source within a second, of all sessions together.
+    pub max_source_load: f64,
     pub interval: Duration,
+    /// Between two comparisons of what has changed; none between rounds.
+    pub changed_interval: Option<Duration>,
     /// `<migration>/forward`, the key of `dflux.lane`.
     pub lane: String,
     pub levels: Levels,
@@ -39,7 +43,10 @@ impl Settings {
         Settings {
             chunk_rows: config.validator.chunk_rows,
             settle: Duration::from_secs(config.validator.settle_seconds_max),
+            max_source_load: config.validator.max_source_load,
             interval: Duration::from_secs(config.validator.interval_seconds),
+            changed_interval: Some(Duration::from_secs(config.validator.changed_interval_seconds))
+                .filter(|interval| !interval.is_zero()),
             lane: format!("{}/{}", config.migration.name, changelog::Lane::Forward),
             levels: Levels::ALL,
             show_values: false,

@@ -20,6 +20,8 @@ pub enum Error {
     TailEnded,
     #[error("table {table} is not on the source, or [migration] tables does not select it")]
     NoSuchTable { table: String },
+    #[error("{path} is no report of an earlier check")]
+    Earlier { path: String, source: std::io::Error },
     #[error("cannot write {path}")]
     Write { path: String, source: std::io::Error },
     #[error("the two servers hash differently even with md5: {detail}")]
@@ -41,9 +43,11 @@ impl Error {
     pub fn remedy(&self) -> Remedy {
         match self {
             Error::Service(error) if error.transient() => Remedy::Again,
-            Error::Service(_) | Error::NoSuchTable { .. } | Error::Write { .. } | Error::HashDiffers { .. } => {
-                Remedy::Stop
-            }
+            Error::Service(_)
+            | Error::NoSuchTable { .. }
+            | Error::Earlier { .. }
+            | Error::Write { .. }
+            | Error::HashDiffers { .. } => Remedy::Stop,
             Error::Database { source, .. } => of_database(source),
             Error::DatabaseSilent { .. } | Error::Topic { .. } | Error::TailEnded => Remedy::Again,
             Error::Answer { .. } | Error::Event { .. } => Remedy::HaltTable,
@@ -93,6 +97,7 @@ impl Hint for Error {
             Error::Topic { .. } => "check [kafka] brokers and that the topics of the migration exist".into(),
             Error::TailEnded => "run validator check again; see its log for why Kafka's reader ended".into(),
             Error::NoSuchTable { .. } => "name it as schema.table, and see [migration] tables in dflux.toml".into(),
+            Error::Earlier { .. } => "name a file that validator check --json has written".into(),
             Error::Write { .. } => "name a file in a folder that exists and can be written".into(),
             Error::HashDiffers { .. } => "report this with the versions and encodings of both servers".into(),
         })

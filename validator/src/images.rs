@@ -1,6 +1,6 @@
 //! Change events in flight, read as texts by column: what the newest event of each key says its row must be.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use changelog::text::format_value;
@@ -183,6 +183,26 @@ pub fn newest(
         }
     }
     Ok(Ok(newest.into_values().collect()))
+}
+
+/// The keys that the changes are of; none if that is not said of each of them.
+///
+/// # Errors
+/// `Event`.
+pub fn keys(decoders: &Decoders, changes: &[Change], layout: &Layout) -> Result<Option<BTreeSet<Vec<String>>>, Error> {
+    let table = layout.table.to_string();
+    let mut keys = BTreeSet::new();
+    for change in changes {
+        if change.op == Op::Truncate {
+            return Ok(None);
+        }
+        let decoded = decoders.decode(&table, change)?;
+        let image = if decoded.op == Op::Delete { decoded.before } else { decoded.after };
+        let text = |at: &usize| image.as_ref()?.get(&layout.fields[*at].name)?.text();
+        let Some(key) = layout.key.iter().map(text).collect::<Option<Vec<String>>>() else { return Ok(None) };
+        keys.insert(key);
+    }
+    Ok(Some(keys))
 }
 
 /// What the changes do to a keyless table, whole rows only.

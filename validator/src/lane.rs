@@ -5,6 +5,7 @@ use changelog::{Lsn, Position};
 use sqlx::Row as _;
 
 use crate::Error;
+use crate::coverage::Standing;
 use crate::report::LagReport;
 use crate::session::{Session, statement};
 use crate::settle::Unsettled;
@@ -103,6 +104,23 @@ pub async fn table_blocked(session: &mut Session, lane: &str, table: &TableName)
         Some(state) if state != "live" => Some(format!("the table is {state}")),
         _ if incomplete > 0 => Some(format!("{incomplete} rows are still to be read again (dflux.incomplete)")),
         _ => None,
+    })
+}
+
+/// What a comparison of a table rests on beside its columns.
+///
+/// # Errors
+/// `Database`, `Answer`.
+pub async fn standing(session: &mut Session, lane: &str, table: &TableName) -> Result<Standing, Error> {
+    let doing = "reading dflux.lane";
+    let sql = "SELECT consistent_point::text, exact_from::text, coalesce((SELECT generation FROM dflux.table_state s \
+               WHERE (s.lane, s.schema_name, s.table_name) = (l.lane, $2, $3)), 0) FROM dflux.lane l WHERE l.lane = $1";
+    let bound = statement(sql.into()).bind(lane.to_owned()).bind(table.schema.clone()).bind(table.name.clone());
+    let row = session.row(doing, bound).await?;
+    Ok(Standing {
+        consistent_point: session.get(doing, &row, 0)?,
+        exact_from: session.get(doing, &row, 1)?,
+        generation: session.get(doing, &row, 2)?,
     })
 }
 

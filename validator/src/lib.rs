@@ -17,16 +17,18 @@
 //! One scan a side yields levels 1, 2 and 4, and the sample for 3 and 5: aligned snapshots and rows in flight are settled once for all of
 //! them, and no second read costs the source anything. What they found is put together when the whole table was read (`depth`).
 //!
-//! `canonical`, `definition`, `level0`, `selection`, `settle`, `window`, `compare`, `cause`, `difference`, `statistics`, `depth`, `verdict`,
-//! `report` and `html` are pure: no socket, no clock.
+//! `canonical`, `definition`, `level0`, `selection`, `settle`, `window`, `compare`, `cause`, `difference`, `statistics`, `depth`, `coverage`,
+//! `verdict`, `report` and `html` are pure: no socket, no clock.
 //! What it must never do: write to either database, use the consumer's code, or take an error for a match.
 
 pub mod attempt;
 pub mod canonical;
 pub mod catalog;
 pub mod cause;
+pub mod changed;
 pub mod compare;
 pub mod config;
+pub mod coverage;
 pub mod definition;
 pub mod depth;
 pub mod difference;
@@ -48,6 +50,7 @@ pub mod session;
 pub mod settle;
 pub mod statistics;
 pub mod tail;
+pub mod trace;
 pub mod verdict;
 pub mod window;
 

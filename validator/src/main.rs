@@ -1,10 +1,12 @@
 //! The program `validator`: without a command the service, with `check` one comparison.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use service::{Config, Hint as _, Shutdown, report};
+use validator::coverage::Coverage;
 use validator::levels::Levels;
 use validator::pipeline::{self, Validator};
 use validator::report::Report;
@@ -29,6 +31,9 @@ enum Command {
         /// Only this table, as schema.table.
         #[arg(long)]
         table: Option<String>,
+        /// An earlier report as JSON: of a table that matched in it only the rows that have changed since are compared.
+        #[arg(long, value_name = "FILE")]
+        since: Option<PathBuf>,
         /// Levels to run, as 0,2: 0 schema and types, 1 rows, 2 column sums, 3 distributions, 4 null rates, 5 records in depth.
         /// Without level 2 nothing is called a match.
         #[arg(long, default_value = "0,1,2,3,4,5")]
@@ -56,9 +61,9 @@ fn main() -> ExitCode {
     };
     match arguments.command {
         None => service::program::run(&arguments.config, |config| &config.validator.listen, pipeline::run),
-        Some(Command::Check { table, levels, show_values, json, html }) => {
+        Some(Command::Check { table, since, levels, show_values, json, html }) => {
             let files = Files { json: json.as_deref(), html: html.as_deref() };
-            match check(&arguments.config, table.as_deref(), (levels, show_values), files) {
+            match check(&arguments.config, table.as_deref(), since.as_deref(), (levels, show_values), files) {
                 Ok(verdict) => ExitCode::from(verdict.code()),
                 Err(error) => {
                     eprintln!("{}", report(&error, error.hint()));
@@ -79,6 +84,7 @@ struct Files<'a> {
 fn check(
     config: &Path,
     table: Option<&str>,
+    since: Option<&Path>,
     (levels, show_values): (Levels, bool),
     files: Files<'_>,
 ) -> Result<Verdict, Error> {
@@ -88,11 +94,32 @@ fn check(
     let runtime = runtime.map_err(|source| service::Error::Runtime { source })?;
     runtime.block_on(async {
         observe::describe();
-        let mut validator = Validator::new(config, Shutdown::default())?.with(levels, show_values);
-        let report = validator.check(table).await?;
+        let validator = Validator::new(config, Shutdown::default())?.with(levels, show_values);
+        let mut validator = match since {
+            Some(path) => validator.since(covered(path)?),
+            None => validator,
+        };
+        let report = validator.check_changed(table).await?;
         publish(&report, files)?;
         Ok(report.verdict)
     })
+}
+
+/// What an earlier report proved, by table.
+fn covered(path: &Path) -> Result<HashMap<String, Coverage>, Error> {
+    #[derive(serde::Deserialize)]
+    struct Earlier {
+        tables: Vec<Table>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Table {
+        table: String,
+        coverage: Option<Coverage>,
+    }
+    let failed = |source| Error::Earlier { path: path.display().to_string(), source };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let earlier: Earlier = serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    Ok(earlier.tables.into_iter().filter_map(|table| Some((table.table, table.coverage?))).collect())
 }
 
 fn publish(report: &Report, files: Files<'_>) -> Result<(), Error> {

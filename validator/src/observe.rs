@@ -10,6 +10,8 @@ pub const SETTLED_BY_EVENT: &str = "dflux_validator_settled_by_event_rows";
 pub const MISMATCHES: &str = "dflux_validator_mismatches_rows";
 pub const RETRIES: &str = "dflux_validator_unsettled_attempts";
 pub const ROUNDS: &str = "dflux_validator_rounds_total";
+pub const CHANGED_ROUNDS: &str = "dflux_validator_changed_rounds_total";
+pub const TABLE_VERIFIED_THROUGH: &str = "dflux_validator_table_verified_through_bytes";
 pub const ROUND_ERRORS: &str = "dflux_validator_round_errors_total";
 pub const ROUND_SECONDS: &str = "dflux_validator_round_seconds";
 pub const TABLE_VERDICT: &str = "dflux_validator_table_verdict_code";
@@ -27,6 +29,12 @@ pub fn describe() {
     describe_counter!(MISMATCHES, Unit::Count, "Differences found, by table, level and cause");
     describe_counter!(RETRIES, Unit::Count, "Comparisons that said nothing and were tried again");
     describe_counter!(ROUNDS, Unit::Count, "Rounds over all tables that came to a verdict");
+    describe_counter!(CHANGED_ROUNDS, Unit::Count, "Comparisons of what has changed since, between rounds");
+    describe_gauge!(
+        TABLE_VERIFIED_THROUGH,
+        Unit::Bytes,
+        "Source WAL position below which everything committed was verified, by table"
+    );
     describe_counter!(ROUND_ERRORS, Unit::Count, "Rounds that failed");
     describe_gauge!(ROUND_SECONDS, Unit::Seconds, "Time that the newest round took");
     describe_gauge!(
@@ -62,16 +70,24 @@ pub fn table_verified(table: &TableReport) {
     }
 }
 
-/// A round of the service; a single check says the same on its standard output.
-pub fn round_verified(report: &Report) {
-    counter!(ROUNDS).increment(1);
-    gauge!(ROUND_SECONDS).set(report.seconds);
+/// A round of the service, of everything or of what has changed; a single check says the same on its standard output.
+pub fn round_verified(report: &Report, full: bool) {
+    if full {
+        counter!(ROUNDS).increment(1);
+        gauge!(ROUND_SECONDS).set(report.seconds);
+    } else {
+        counter!(CHANGED_ROUNDS).increment(1);
+    }
     gauge!(VERDICT).set(f64::from(report.verdict.code()));
     if let Some(through) = report.verified_through.as_deref().and_then(|text| text.parse::<changelog::Lsn>().ok()) {
         gauge!(VERIFIED_THROUGH).set(through.0 as f64);
         gauge!(VERIFIED_AT).set(report.started_at_micros as f64 / 1e6);
     }
     for table in &report.tables {
+        let through = table.coverage.as_ref().and_then(|coverage| coverage.through.parse::<changelog::Lsn>().ok());
+        if let Some(through) = through {
+            gauge!(TABLE_VERIFIED_THROUGH, "table" => table.table.clone()).set(through.0 as f64);
+        }
         for finding in table.findings.iter().filter(|finding| !finding.note) {
             let (level, cause, count, column) =
                 (finding.level, &finding.cause, finding.count, finding.column.as_deref());
@@ -81,9 +97,13 @@ pub fn round_verified(report: &Report) {
             tracing::warn!(table = table.table, verdict = table.verdict.name(), reason, "not compared to the end");
         }
     }
+    if !full && report.verdict == crate::verdict::Verdict::Match {
+        return;
+    }
     tracing::info!(
         verdict = report.verdict.name(),
         mode = report.mode,
+        full,
         tables = report.tables.len(),
         seconds = report.seconds,
         verified_through = report.verified_through.as_deref().unwrap_or("-"),

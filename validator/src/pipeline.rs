@@ -1,5 +1,6 @@
 //! A round (in somewhat over 600 lines, so that it is read from top to bottom): definitions, then every table range by range, then the report; and the service's loop of rounds.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +15,9 @@ use tokio::sync::Mutex;
 
 use crate::attempt::{self, Online, Pair, Subject, Verified};
 use crate::canonical::{Field, HashLane, Layout, Scan};
+use crate::changed::{self, Changed};
 use crate::config::{ATTEMPTS_MAX, PAIRS, Settings};
+use crate::coverage::{self, Coverage};
 use crate::definition::{DatabaseDefinition, TableDefinition};
 use crate::depth::Gathered;
 use crate::difference::Explaining;
@@ -30,11 +33,15 @@ use crate::sequence::{self, Judged};
 use crate::session::{Endpoint, Session};
 use crate::settle::Unsettled;
 use crate::tail::Tail;
+use crate::trace::{self, Traced};
 use crate::verdict::Verdict;
 use crate::{Error, catalog, observe, reader, statistics};
 
 /// Once one wait for the lane was in vain, later ones in the same round are short.
 const IMPATIENT: Duration = Duration::from_secs(2);
+/// Keys of changed rows that one pair of statements compares.
+const KEYS_TOGETHER: usize = 2_000;
+const SUMS: Scan = Scan { sums: true, counts: false, sample: None };
 const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A row's, for a guess at how many a file holds; a wrong one makes the sample smaller, or it is thinned.
@@ -48,6 +55,8 @@ pub struct Validator {
     source: Endpoint,
     target: Endpoint,
     tail: Option<Tail>,
+    /// What full comparisons have proved, by table.
+    covered: HashMap<String, Coverage>,
     shutdown: Shutdown,
 }
 
@@ -64,6 +73,14 @@ struct Round<'a> {
     endpoints: (&'a Endpoint, &'a Endpoint),
     shutdown: &'a Shutdown,
     impatient: AtomicBool,
+    delta: Option<Delta<'a>>,
+}
+
+/// Only what changed since is compared, of tables that were covered.
+struct Delta<'a> {
+    covered: &'a HashMap<String, Coverage>,
+    /// A WAL position of the source that the lane has applied: every event below it is in the topics.
+    through: Lsn,
 }
 
 /// What runs between the two databases.
@@ -84,6 +101,7 @@ impl Validator {
             target: Endpoint::parse("target", &config.target.url)?,
             config,
             tail: None,
+            covered: HashMap::new(),
             shutdown,
         })
     }
@@ -94,11 +112,26 @@ impl Validator {
         self
     }
 
+    /// Takes from an earlier report what it proved.
+    pub fn since(mut self, covered: HashMap<String, Coverage>) -> Validator {
+        self.covered = covered;
+        self
+    }
+
     /// One round over all tables, or over one.
     ///
     /// # Errors
     /// What keeps the whole from being compared; what concerns one table is in its report.
     pub async fn check(&mut self, only: Option<&str>) -> Result<Report, Error> {
+        self.covered.retain(|table, _| only.is_some_and(|only| table != only));
+        self.check_changed(only).await
+    }
+
+    /// As [`check`](Self::check), but of a table that matched before only the rows that have changed since.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn check_changed(&mut self, only: Option<&str>) -> Result<Report, Error> {
         let began = Instant::now();
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as i64);
         tokio::try_join!(self.source.check(), self.target.check())?;
@@ -127,6 +160,10 @@ impl Validator {
         };
         let decoders = Decoders::new(RegistryClient::new(&self.config.registry.url));
         let tail = self.tail.as_ref().filter(|_| online);
+        let delta = match online && !self.covered.is_empty() {
+            true => self.delta(&mut source, &mut target).await?,
+            false => None,
+        };
         let round = Round {
             migration: &self.config.migration,
             settings: &self.settings,
@@ -139,6 +176,7 @@ impl Validator {
             endpoints: (&self.source, &self.target),
             shutdown: &self.shutdown,
             impatient: AtomicBool::new(false),
+            delta,
         };
         let (tables, through) = round.tables(only).await?;
         let lag = if online { lane::lag(&mut source, &mut target, &self.settings.lane).await? } else { None };
@@ -158,10 +196,33 @@ impl Validator {
             undivided_divergence(&mut report, &mut target, &self.settings.lane).await?;
         }
         report.conclude();
+        for table in &report.tables {
+            match &table.coverage {
+                Some(coverage) => self.covered.insert(table.table.clone(), coverage.clone()),
+                None => self.covered.remove(&table.table),
+            };
+        }
         if report.verdict == Verdict::Match && only.is_none() {
             report.verified_through = through.map(|lsn| lsn.to_string());
         }
         Ok(report)
+    }
+
+    /// Waits until the lane has applied what is committed on the source now; none if it does not in time, so that the comparison
+    /// of everything says why.
+    async fn delta(&self, source: &mut Session, target: &mut Session) -> Result<Option<Delta<'_>>, Error> {
+        source.begin().await?;
+        let (_, through) = reader::position(source).await?;
+        source.end().await?;
+        let deadline = Instant::now() + self.settings.settle;
+        while Instant::now() < deadline && !self.shutdown.begun() {
+            let state = lane::read(target, &self.settings.lane).await?;
+            if state.is_some_and(|state| reader::covers(state.applied, through)) {
+                return Ok(Some(Delta { covered: &self.covered, through }));
+            }
+            tokio::time::sleep(attempt::POSITION_POLL).await;
+        }
+        Ok(None)
     }
 
     /// Whether a lane runs between the two databases; then its topics are followed.
@@ -200,31 +261,49 @@ impl Validator {
     pub async fn run(&mut self, health: &service::telemetry::Health) -> Result<(), Error> {
         observe::describe();
         let mut observer = Observer { source: self.source.clone(), target: self.target.clone(), sessions: None };
-        while !self.shutdown.begun() {
-            let shutdown = self.shutdown.clone();
-            let round = tokio::select! {
-                round = self.check(None) => round,
-                () = shutdown.wait() => return Ok(()),
-            };
-            match round {
-                Ok(report) => {
-                    observe::round_verified(&report);
-                    health.ready(&format!("{} at the newest round", report.verdict.name()));
-                }
-                Err(error) if error.remedy() == Remedy::Stop => return Err(error),
-                Err(error) => {
-                    observe::round_failed(&error);
-                    self.tail = None;
-                    health.unwell(&format!("the newest round failed: {error}"));
-                }
-            }
+        let shutdown = self.shutdown.clone();
+        while !shutdown.begun() {
+            self.round(true, health).await?;
             let next = Instant::now() + self.settings.interval;
+            let mut look = self.settings.changed_interval.map(|interval| Instant::now() + interval);
             while Instant::now() < next && !shutdown.begun() {
                 observer.look(self.tail.as_ref(), &self.settings.lane).await;
+                if look.is_some_and(|look| Instant::now() >= look) && !self.covered.is_empty() {
+                    let began = Instant::now();
+                    self.round(false, health).await?;
+                    // Most of the time it rests, whatever it costs.
+                    let rest = self.settings.changed_interval.map(|interval| interval.max(began.elapsed() * 4));
+                    look = rest.map(|rest| Instant::now() + rest);
+                }
                 tokio::select! {
                     () = tokio::time::sleep(OBSERVE_EVERY.min(self.settings.interval)) => {}
                     () = shutdown.wait() => return Ok(()),
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// One round of the service: of everything, or of what has changed.
+    async fn round(&mut self, full: bool, health: &service::telemetry::Health) -> Result<(), Error> {
+        let shutdown = self.shutdown.clone();
+        if full {
+            self.covered.clear();
+        }
+        let round = tokio::select! {
+            round = self.check_changed(None) => round,
+            () = shutdown.wait() => return Ok(()),
+        };
+        match round {
+            Ok(report) => {
+                observe::round_verified(&report, full);
+                health.ready(&format!("{} at the newest round", report.verdict.name()));
+            }
+            Err(error) if error.remedy() == Remedy::Stop => return Err(error),
+            Err(error) => {
+                observe::round_failed(&error);
+                self.tail = None;
+                health.unwell(&format!("the newest round failed: {error}"));
             }
         }
         Ok(())
@@ -387,18 +466,27 @@ impl Round<'_> {
         if !(1..=5).any(|level| levels.has(level)) {
             return Ok(None);
         }
-        if levels.sample() && [self.source, self.target].iter().all(|database| database.encoding != "SQL_ASCII") {
+        let covering = self.covering((source, target)).await?;
+        let changed = self.changed(&subject, covering.as_ref()).await?;
+        if changed.is_some() {
+            // Statistics of what happened to change say nothing of the table.
+            (subject.source.scan, subject.target.scan) = (SUMS, SUMS);
+        } else if levels.sample() && [self.source, self.target].iter().all(|database| database.encoding != "SQL_ASCII")
+        {
             let mask = self.sample_mask(source, open(planner, self.endpoints.0).await?).await?;
             // The key hash of a row without a key is that of its values: of many equal rows the sample would hold all or none.
             let sample = (mask == 0 || !subject.source.keyless()).then_some(mask);
             (subject.source.scan.sample, subject.target.scan.sample) = (sample, sample);
         }
         let divisible = orders_agree(source, target);
-        let shared = Mutex::new(Shared {
-            planner: Planner::new(self.settings.chunk_rows, divisible),
-            session: planner,
-            stop: false,
-        });
+        let (ranges, covering) = match changed {
+            Some((ranges, coverage, since)) => {
+                report.since = Some(since);
+                (Planner::of(ranges), Some(coverage))
+            }
+            None => (Planner::new(self.settings.chunk_rows, divisible), covering),
+        };
+        let shared = Mutex::new(Shared { planner: ranges, session: planner, stop: false });
         let total = Mutex::new(Total { report, through: None, gathered: Gathered::default(), levels });
         // A small table is one range: one pair of sessions will do.
         let small =
@@ -412,7 +500,73 @@ impl Round<'_> {
         let (key, show_values) = (subject.source.key.as_slice(), self.settings.show_values);
         let explaining = Explaining { source, target, fields: &fields, key, rows_source, show_values };
         gathered.conclude(&explaining, levels, report);
+        if let Some(online) = self.online.as_ref().filter(|_| levels.has(2) && !report.wrong_rows.is_empty()) {
+            report.traced = self.trace(online, &subject, pairs, &report.wrong_rows).await;
+        }
+        let through = through.or(self.delta.as_ref().map(|delta| delta.through).filter(|_| report.since.is_some()));
+        report.coverage = covering
+            .zip(through)
+            .filter(|_| levels.has(2))
+            .map(|(coverage, through)| Coverage { through: through.to_string(), ..coverage });
         Ok(through)
+    }
+
+    /// Where rows went wrong. That it cannot be said takes nothing from what was found.
+    async fn trace(
+        &self,
+        online: &Online<'_>,
+        subject: &Subject<'_>,
+        pairs: &mut [Option<Pair>],
+        wrong: &BTreeSet<Vec<String>>,
+    ) -> Vec<Traced> {
+        let Some(mut pair) = pairs.iter_mut().find_map(Option::take).filter(|_| !subject.source.keyless()) else {
+            return Vec::new();
+        };
+        match trace::rows(&mut pair, online, subject, wrong).await {
+            Ok(traced) => traced,
+            Err(error) => {
+                tracing::warn!(table = %subject.source.table, %error, "where the rows went wrong cannot be said");
+                Vec::new()
+            }
+        }
+    }
+
+    /// What a comparison that begins now will cover, but for how far it comes.
+    async fn covering(
+        &self,
+        (source, target): (&TableDefinition, &TableDefinition),
+    ) -> Result<Option<Coverage>, Error> {
+        let Some(online) = &self.online else { return Ok(None) };
+        let (table, mut session) = (source.table(), self.endpoints.1.open().await?);
+        let standing = lane::standing(&mut session, &online.lane, &table).await?;
+        let offsets = online.tail.window().offsets(&online.tail.topics().table(&table));
+        let fingerprint = coverage::fingerprint(source, target, &standing);
+        Ok(Some(Coverage { through: String::new(), offsets, fingerprint }))
+    }
+
+    /// The ranges of what has changed since the table was covered, what they will cover, and since when; none if all of it must
+    /// be compared.
+    async fn changed(
+        &self,
+        subject: &Subject<'_>,
+        covering: Option<&Coverage>,
+    ) -> Result<Option<(Vec<Range>, Coverage, String)>, Error> {
+        let (Some(online), Some(delta), Some(now)) = (&self.online, &self.delta, covering) else { return Ok(None) };
+        let table = subject.source.table.to_string();
+        let before = delta.covered.get(&table).filter(|before| before.fingerprint == now.fingerprint);
+        let Some(before) = before.filter(|_| !subject.source.keyless()) else { return Ok(None) };
+        let mut decoders = online.decoders.lock().await;
+        match changed::since(online.tail, &mut decoders, &subject.target, &before.offsets).await? {
+            Changed::Keys { keys, offsets } => {
+                let keys: Vec<Vec<String>> = keys.into_iter().collect();
+                let ranges = keys.chunks(KEYS_TOGETHER).map(Range::of).collect();
+                Ok(Some((ranges, Coverage { offsets, ..now.clone() }, before.through.clone())))
+            }
+            Changed::All(why) => {
+                tracing::info!(table, why, "all of it is compared again");
+                Ok(None)
+            }
+        }
     }
 
     /// Which rows are sampled: by the size of the files, because a table that was never analysed has no count of rows.
@@ -502,6 +656,9 @@ impl Round<'_> {
             // The guard must not live through the comparison: the other workers take their ranges meanwhile.
             let next = shared.lock().await.next(self, subject).await?;
             let Some(range) = next else { return Ok(()) };
+            if let Some(pair) = pair {
+                self.rest(pair.source.take_busy()).await;
+            }
             let unsettled = match self.range(subject, &range, pair).await? {
                 Ok(verified) => {
                     total.lock().await.add(verified);
@@ -516,6 +673,15 @@ impl Round<'_> {
                 total.lock().await.report.inconclusive(unsettled.to_string());
                 return Ok(());
             }
+        }
+    }
+
+    /// Rests so long that the source has no more to do for us than it may.
+    async fn rest(&self, busy: Duration) {
+        let rest = busy.mul_f64((PAIRS as f64 / self.settings.max_source_load - 1.0).max(0.0));
+        tokio::select! {
+            () = tokio::time::sleep(rest) => {}
+            () = self.shutdown.wait() => {}
         }
     }
 

@@ -4,10 +4,12 @@
 //! A range means the same rows on both sides only if both order the key alike. Texts are ordered by their collation, whose
 //! rules change with its provider's version: where these are not known to be equal, the table is one range.
 
+use std::sync::Arc;
+
 use changelog::table::quote_literal;
 
 use crate::Error;
-use crate::canonical::{Layout, printed};
+use crate::canonical::{Layout, printed, same};
 use crate::definition::TableDefinition;
 use crate::session::{Session, statement};
 
@@ -18,11 +20,18 @@ pub struct Range {
     pub through: Option<Vec<String>>,
     /// What it was planned for.
     pub rows: u64,
+    /// Only rows with one of these keys.
+    pub keys: Option<Arc<[Vec<String>]>>,
 }
 
 impl Range {
     pub fn everything(&self) -> bool {
-        self.after.is_none() && self.through.is_none()
+        self.after.is_none() && self.through.is_none() && self.keys.is_none()
+    }
+
+    /// Rows with one of these keys.
+    pub fn of(keys: &[Vec<String>]) -> Range {
+        Range { rows: keys.len() as u64, keys: Some(keys.into()), ..Range::default() }
     }
 
     /// As a condition over the key; `column` says how column `at` is called.
@@ -42,7 +51,22 @@ impl Range {
             self.after.as_deref().map(|key| compared(">", key)),
             self.through.as_deref().map(|key| compared("<=", key)),
         ];
-        let ends: Vec<String> = ends.into_iter().flatten().collect();
+        let keys = self.keys.as_deref().map(|keys| {
+            let list = |place: usize| {
+                let texts: Vec<String> =
+                    keys.iter().filter_map(|key| key.get(place)).map(|text| quote_literal(text)).collect();
+                format!("ARRAY[{}]::text[]", texts.join(","))
+            };
+            let lists: Vec<String> = (0..layout.key.len()).map(list).collect();
+            let names: Vec<String> = (0..layout.key.len()).map(|place| format!("g{place}")).collect();
+            let same = layout.key.iter().enumerate().map(|(place, at)| {
+                let base = &layout.fields[*at].base;
+                same(base, &column(*at), &format!("g.g{place}::{}", base.quoted()))
+            });
+            let same = same.collect::<Vec<_>>().join(" AND ");
+            format!("EXISTS (SELECT FROM unnest({}) AS g({}) WHERE {same})", lists.join(", "), names.join(", "))
+        });
+        let ends: Vec<String> = ends.into_iter().flatten().chain(keys).collect();
         if ends.is_empty() { "true".into() } else { ends.join(" AND ") }
     }
 }
@@ -76,6 +100,11 @@ impl Planner {
         Planner { after: None, finished: false, parts: Vec::new(), rows, divisible }
     }
 
+    /// Of these ranges and no others.
+    pub fn of(parts: Vec<Range>) -> Planner {
+        Planner { after: None, finished: true, parts, rows: 0, divisible: false }
+    }
+
     /// The next range; none when all were handed out.
     ///
     /// # Errors
@@ -87,7 +116,7 @@ impl Planner {
         if self.finished {
             return Ok(None);
         }
-        let mut range = Range { after: self.after.take(), through: None, rows: self.rows };
+        let mut range = Range { after: self.after.take(), through: None, rows: self.rows, keys: None };
         if self.divisible {
             range.through = boundary(source, layout, &range, self.rows).await?;
         }
@@ -106,8 +135,8 @@ impl Planner {
             return Ok(false);
         }
         let Some(middle) = boundary(source, layout, range, half).await? else { return Ok(false) };
-        let lower = Range { after: range.after.clone(), through: Some(middle.clone()), rows: half };
-        self.parts.push(Range { after: Some(middle), through: range.through.clone(), rows: half });
+        let lower = Range { after: range.after.clone(), through: Some(middle.clone()), rows: half, keys: None };
+        self.parts.push(Range { after: Some(middle), through: range.through.clone(), rows: half, keys: None });
         self.parts.push(lower);
         Ok(true)
     }
@@ -157,8 +186,8 @@ mod tests {
             scan: crate::canonical::Scan { sums: true, counts: false, sample: None },
         };
         let key = vec!["7".to_owned(), "it's".to_owned()];
-        let first = Range { after: None, through: Some(key.clone()), rows: 1 };
-        let last = Range { after: Some(key), through: None, rows: 1 };
+        let first = Range { after: None, through: Some(key.clone()), rows: 1, keys: None };
+        let last = Range { after: Some(key.clone()), through: None, rows: 1, keys: None };
         let named = |at| format!("c{at}");
         assert_eq!(
             first.condition(&layout, named),
@@ -166,5 +195,10 @@ mod tests {
         );
         assert!(last.condition(&layout, named).starts_with("(c0, c1) > ("));
         assert_eq!(Range::default().condition(&layout, named), "true");
+        assert_eq!(
+            Range::of(&[key]).condition(&layout, named),
+            "EXISTS (SELECT FROM unnest(ARRAY['7']::text[], ARRAY['it''s']::text[]) AS g(g0, g1) \
+             WHERE c0 = g.g0::\"pg_catalog\".\"int8\" AND c1 = g.g1::\"pg_catalog\".\"text\")"
+        );
     }
 }

@@ -11,7 +11,9 @@ use serde_json::Value as Json;
 
 use crate::cause::Text;
 use crate::compare::{Aggregates, Counts};
+use crate::coverage::Coverage;
 use crate::statistics::Distribution;
+use crate::trace::Traced;
 use crate::verdict::Verdict;
 
 /// Keys named in one finding; the count goes on.
@@ -204,6 +206,15 @@ pub struct TableReport {
     pub records_left_out: u64,
     /// Rows of the sample that were compared value by value.
     pub records_sampled: u64,
+    /// Where the rows that differ went wrong, while a lane runs.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub traced: Vec<Traced>,
+    /// Only rows that have changed since this position were compared; what was before was verified then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
+    /// Of a table that matches, while a lane runs: what `--since` needs of this report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<Coverage>,
     /// Ranges compared, and rows in flight that were checked against their newest event.
     pub chunks: u64,
     pub rows_settled_by_event: u64,
@@ -226,6 +237,9 @@ impl TableReport {
             records: Vec::new(),
             records_left_out: 0,
             records_sampled: 0,
+            traced: Vec::new(),
+            since: None,
+            coverage: None,
             chunks: 0,
             rows_settled_by_event: 0,
             seconds: 0.0,
@@ -254,7 +268,7 @@ impl TableReport {
 
     /// A table of which nothing was read is no match, however it came to that.
     pub fn conclude(&mut self) {
-        if self.verdict == Verdict::Match && self.chunks == 0 {
+        if self.verdict == Verdict::Match && self.chunks == 0 && self.since.is_none() {
             self.inconclusive("no row of it was compared");
         }
     }
@@ -311,6 +325,9 @@ impl Report {
     /// The verdict over all tables and the whole's own.
     pub fn conclude(&mut self) {
         let tables = Verdict::of(self.tables.iter().map(|table| table.verdict));
+        for table in &mut self.tables {
+            table.coverage.take_if(|_| table.verdict != Verdict::Match);
+        }
         self.verdict = if self.tables.is_empty() { self.verdict.worst(tables) } else { self.verdict.max(tables) };
         if self.tables.is_empty() && self.reason.is_none() {
             self.reason = Some("no table is selected by [migration] tables".into());
@@ -336,8 +353,14 @@ impl Report {
                 Some(reason) => writeln!(text, ": {reason}"),
                 None => writeln!(text),
             };
+            if let Some(since) = &table.since {
+                let _ = writeln!(text, "    only rows that have changed since {since}");
+            }
             for finding in &table.findings {
                 print_finding(&mut text, finding);
+            }
+            for Traced { hop, rows, .. } in &table.traced {
+                let _ = writeln!(text, "    {rows} rows went wrong {}", hop.words());
             }
         }
         if let Some(reason) = &self.reason {

@@ -1,6 +1,6 @@
 //! A read-only session of one database: the pinned settings, bounded statements, snapshots.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::TryFutureExt as _;
 use service::session::{Address, pinned_settings_sql};
@@ -68,7 +68,7 @@ impl Endpoint {
              SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '{STATEMENT_SECONDS_MAX}s';"
         ));
         connection.execute(AssertSqlSafe(settings)).await.map_err(failed)?;
-        Ok(Session { role: self.role, connection, in_snapshot: false })
+        Ok(Session { role: self.role, connection, in_snapshot: false, busy: Duration::ZERO })
     }
 }
 
@@ -78,9 +78,15 @@ pub struct Session {
     pub role: &'static str,
     connection: PgConnection,
     in_snapshot: bool,
+    busy: Duration,
 }
 
 impl Session {
+    /// How long its statements took since this was asked last.
+    pub fn take_busy(&mut self) -> Duration {
+        std::mem::take(&mut self.busy)
+    }
+
     /// Begins a transaction whose statements all see the same; the first statement takes the snapshot.
     ///
     /// # Errors
@@ -126,7 +132,10 @@ impl Session {
             source,
         });
         let silent = |_| Error::DatabaseSilent { role, doing: doing.to_owned(), seconds };
-        tokio::time::timeout(Duration::from_secs(seconds), running).await.map_err(silent)?
+        let began = Instant::now();
+        let rows = tokio::time::timeout(Duration::from_secs(seconds), running).await;
+        self.busy += began.elapsed();
+        rows.map_err(silent)?
     }
 
     /// The only row of a statement.

@@ -21,12 +21,13 @@ use crate::settle::{SourceSnapshot, Unsettled};
 use crate::window::{Change, LeaseId, Window};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
+pub const POLL: Duration = Duration::from_millis(100);
 
 /// A running reader; it ends when this is dropped.
 pub struct Tail {
     shared: Arc<Shared>,
     topics: Topics,
+    config: Config,
 }
 
 struct Shared {
@@ -81,22 +82,7 @@ impl Tail {
     fn start_blocking(config: &Config) -> Result<Option<Tail>, Error> {
         let kafka = &config.kafka;
         let topics = Topics::new(&config.migration.name, Lane::Forward);
-        let ours = [
-            ("group.id", format!("dflux-validator-{}", config.migration.name)),
-            ("enable.auto.commit", "false".into()),
-            ("enable.auto.offset.store", "false".into()),
-            ("auto.offset.reset", "error".into()),
-            ("allow.auto.create.topics", "false".into()),
-            ("enable.partition.eof", "false".into()),
-            ("fetch.wait.max.ms", "50".into()),
-            ("fetch.queue.backoff.ms", "20".into()),
-            ("queued.max.messages.kbytes", "8192".into()),
-            ("queued.min.messages", "2000".into()),
-            ("fetch.message.max.bytes", (1 << 20).to_string()),
-            ("fetch.max.bytes", (8 << 20).to_string()),
-        ];
-        let client = service::kafka::client_config(kafka, "dflux-validator", &ours)?;
-        let consumer: BaseConsumer = service::kafka::create(kafka, &client)?;
+        let consumer = consumer(config)?;
         let failed = |error: KafkaError| Error::Service(service::kafka::failed(kafka, error));
         let metadata = consumer.fetch_metadata(None, REQUEST_TIMEOUT).map_err(failed)?;
         let control = [topics.transactions(), topics.snapshot(), topics.ledger()];
@@ -129,7 +115,7 @@ impl Tail {
             .name("tail".into())
             .spawn(move || follow(&followed))
             .map_err(|source| service::Error::Runtime { source })?;
-        Ok(Some(Tail { shared, topics }))
+        Ok(Some(Tail { shared, topics, config: config.clone() }))
     }
 
     pub fn window(&self) -> MutexGuard<'_, Window> {
@@ -155,13 +141,29 @@ impl Tail {
         self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// A reader of its own, of nothing so far.
+    ///
+    /// # Errors
+    /// `Kafka`.
+    pub fn another(&self) -> Result<BaseConsumer, Error> {
+        consumer(&self.config)
+    }
+
+    /// The ends of a topic's partitions now; none of a table that was never changed.
+    ///
+    /// # Errors
+    /// `Topic`.
+    pub async fn ends(&self, topic: &str) -> Result<Vec<(i32, i64)>, Error> {
+        let (shared, name) = (self.shared.clone(), topic.to_owned());
+        blocking(move || ends(&shared, &name)).await
+    }
+
     /// Waits until everything that is in a topic now was read.
     ///
     /// # Errors
     /// `TailEnded`, `Topic`. Inner: `TailBehind` when the deadline has passed.
     pub async fn reach(&self, topic: &str, deadline: Instant) -> Result<Result<(), Unsettled>, Error> {
-        let (shared, name) = (self.shared.clone(), topic.to_owned());
-        let ends = blocking(move || ends(&shared, &name)).await?;
+        let ends = self.ends(topic).await?;
         loop {
             if self.failure().is_some() {
                 return Err(Error::TailEnded);
@@ -175,6 +177,25 @@ impl Tail {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+fn consumer(config: &Config) -> Result<BaseConsumer, Error> {
+    let ours = [
+        ("group.id", format!("dflux-validator-{}", config.migration.name)),
+        ("enable.auto.commit", "false".into()),
+        ("enable.auto.offset.store", "false".into()),
+        ("auto.offset.reset", "error".into()),
+        ("allow.auto.create.topics", "false".into()),
+        ("enable.partition.eof", "false".into()),
+        ("fetch.wait.max.ms", "50".into()),
+        ("fetch.queue.backoff.ms", "20".into()),
+        ("queued.max.messages.kbytes", "8192".into()),
+        ("queued.min.messages", "2000".into()),
+        ("fetch.message.max.bytes", (1 << 20).to_string()),
+        ("fetch.max.bytes", (8 << 20).to_string()),
+    ];
+    let client = service::kafka::client_config(&config.kafka, "dflux-validator", &ours)?;
+    Ok(service::kafka::create(&config.kafka, &client)?)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
@@ -274,12 +295,16 @@ fn follow(shared: &Shared) {
 }
 
 /// An offset that is gone can never be read; anything else may come back.
-fn retried(error: &KafkaError) -> bool {
+pub fn retried(error: &KafkaError) -> bool {
     let lost = [RDKafkaErrorCode::OffsetOutOfRange, RDKafkaErrorCode::AutoOffsetReset, RDKafkaErrorCode::Fatal];
     error.rdkafka_error_code().is_none_or(|code| !lost.contains(&code))
 }
 
-fn change(payload: &[u8]) -> Result<Option<Change>, changelog::Error> {
+/// The change that a record holds; none of a row of the backfill.
+///
+/// # Errors
+/// `Corrupt`.
+pub fn change(payload: &[u8]) -> Result<Option<Change>, changelog::Error> {
     let header = EventDecoder::head(payload)?.header;
     if header.op == Op::Read {
         return Ok(None);

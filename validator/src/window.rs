@@ -32,7 +32,7 @@ impl Change {
     }
 
     /// This change; of one in pieces the last piece gives the whole, the others give nothing.
-    fn join(self, joiner: &mut Joiner) -> Result<Option<Change>, changelog::Error> {
+    pub fn join(self, joiner: &mut Joiner) -> Result<Option<Change>, changelog::Error> {
         if self.op != Op::Piece {
             joiner.whole()?;
             return Ok(Some(self));
@@ -49,6 +49,8 @@ struct Partition {
     /// Of the newest change; a record at or below it was sent twice.
     last: Position,
     next_offset: i64,
+    /// Behind the last event that is whole.
+    whole_offset: i64,
     lost: HashSet<u32>,
     joiner: Joiner,
 }
@@ -81,7 +83,8 @@ impl Window {
     /// A partition is read from this offset on.
     pub fn assign(&mut self, topic: &str, partition: i32, next_offset: i64) {
         // Where reading begins, an event may have begun before. Every snapshot has seen it, as all that lies there.
-        let assigned = Partition { next_offset, joiner: Joiner::midway(), ..Partition::default() };
+        let assigned =
+            Partition { next_offset, whole_offset: next_offset, joiner: Joiner::midway(), ..Partition::default() };
         self.topics.entry(topic.to_owned()).or_default().entry(partition).or_insert(assigned);
     }
 
@@ -92,6 +95,14 @@ impl Window {
     /// Whether everything below `offset` was read.
     pub fn reached(&self, topic: &str, partition: i32, offset: i64) -> bool {
         self.partition(topic, partition).is_some_and(|held| held.next_offset >= offset)
+    }
+
+    /// By partition, the offset from which on a later reader meets every event that was not read here.
+    pub fn offsets(&self, topic: &str) -> BTreeMap<i32, i64> {
+        let of = |partitions: &BTreeMap<i32, Partition>| {
+            partitions.iter().map(|(partition, held)| (*partition, held.whole_offset)).collect()
+        };
+        self.topics.get(topic).map(of).unwrap_or_default()
     }
 
     fn partition(&self, topic: &str, partition: i32) -> Option<&Partition> {
@@ -115,14 +126,21 @@ impl Window {
         if offset < held.next_offset {
             return Ok(());
         }
+        // What was sent twice leaves the event that it stands in as it is.
+        let mut whole = held.whole_offset >= held.next_offset;
         if let Some(change) = change.filter(|change| change.position > held.last) {
             held.last = change.position;
-            if let Some(change) = change.join(&mut held.joiner)? {
+            let change = change.join(&mut held.joiner)?;
+            whole = change.is_some();
+            if let Some(change) = change {
                 self.bytes += change.bytes();
                 held.changes.push_back(change);
             }
         }
         held.next_offset = offset + 1;
+        if whole {
+            held.whole_offset = held.next_offset;
+        }
         if self.bytes > self.bytes_max {
             self.forget();
         }
