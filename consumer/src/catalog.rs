@@ -249,7 +249,7 @@ impl Relations {
         }
         let target = table(connection, &name).await?;
         if standing == Standing::New {
-            identity::set(connection, &self.lane, &name, shape.oid).await?;
+            identity::set(connection, &self.lane, (&name, shape.oid), 0).await?;
             self.identities = None;
         }
         self.read_current(connection, &name).await?;

@@ -335,7 +335,15 @@ impl Life {
                     let connection = &mut pipeline.applier().await?.connection;
                     let again =
                         reread::run_once(connection, &marking, (lane, leader.epoch), &Scope::Lane, &self.source_url)
-                            .await?;
+                            .await;
+                    let again = match again {
+                        // What the operator asked for must not stop a lane that was exact without it.
+                        Err(error) if error.remedy() == Remedy::Stop && reread::give_up(connection, lane).await? => {
+                            observe::trouble(&error);
+                            None
+                        }
+                        again => again?,
+                    };
                     match again {
                         Some(point) => exact_from = point,
                         None => {

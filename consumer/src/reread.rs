@@ -83,6 +83,19 @@ pub async fn run_once(
     Ok(Some(point))
 }
 
+/// Gives up what an operator has asked for, who finds that it still differs and asks again. False if the lane itself cannot do
+/// without some of it.
+///
+/// # Errors
+/// `Target`.
+pub async fn give_up(connection: &mut PgConnection, lane: &str) -> Result<bool, Error> {
+    run(connection, "ROLLBACK").await.map_err(target("ROLLBACK"))?;
+    let sql = "DELETE FROM dflux.incomplete i WHERE lane = $1 AND NOT EXISTS \
+               (SELECT FROM dflux.incomplete n WHERE n.lane = $1 AND n.asked_at IS NULL)";
+    let query = sqlx::query(sql).bind(lane).execute(connection).await;
+    Ok(query.map_err(target("dflux.incomplete"))?.rows_affected() > 0)
+}
+
 /// Whether there are rows to be read again of tables that are the lane's.
 ///
 /// # Errors
@@ -117,7 +130,7 @@ async fn incomplete(
     Ok(tables)
 }
 
-/// Columns of the primary key, else of the replica identity, in index order, with their types and the index's own `=`.
+/// Columns of the replica identity index, else of the primary key (as the producer has it), in index order, with their types and the index's own `=`.
 const KEY: &str = "
 SELECT a.attname::text, pg_catalog.format_type(a.atttypid, -1),
   (SELECT 'OPERATOR(' || pg_catalog.quote_ident(n.nspname) || '.' || o.oprname || ')' FROM pg_catalog.pg_amop m
@@ -130,7 +143,7 @@ JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnu
 JOIN pg_catalog.pg_opclass c ON c.oid = i.indclass[k.place - 1]
 WHERE i.indrelid = pg_catalog.to_regclass($1) AND k.place <= i.indnkeyatts
   AND i.indexrelid = (SELECT j.indexrelid FROM pg_catalog.pg_index j WHERE j.indrelid = i.indrelid
-                      AND (j.indisprimary OR j.indisreplident) ORDER BY j.indisprimary DESC LIMIT 1)
+                      AND (j.indisprimary OR j.indisreplident) ORDER BY j.indisreplident DESC LIMIT 1)
 ORDER BY k.place";
 
 async fn one_page(
@@ -165,6 +178,13 @@ async fn one_page(
         Some(format!("t.{} {} {value}", quote_identifier(name), column.equals()))
     });
     let here = here.collect::<Vec<_>>().join(" AND ");
+    // A part of a key would take other rows with it.
+    let whole = |name: &String| columns.iter().any(|column| column.name == *name);
+    let fits = |named: &Vec<String>| named.len() == key.len();
+    if key.is_empty() || !key.iter().all(|(name, ..)| whole(name)) || !keys.iter().all(fits) {
+        let what = "its key is another on the source since, or the target does not have it".to_owned();
+        return Err(Error::TableUnfit { table: table.to_string(), what });
+    }
     let wanted: Vec<String> =
         (0..key.len()).map(|at| texts(keys.iter().map(|key| key.get(at).map(String::as_str)))).collect();
     let from = |arrays: &[String]| {

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS dflux.chunk (
     PRIMARY KEY (lane, schema_name, table_name, generation, chunk)
 );
 CREATE TABLE IF NOT EXISTS dflux.incomplete (
-    lane text, schema_name text, table_name text, key text[],
+    lane text, schema_name text, table_name text, key text[], asked_at timestamptz,
     PRIMARY KEY (lane, schema_name, table_name, key)
 );
 CREATE TABLE IF NOT EXISTS dflux.offset_hint (
@@ -38,13 +38,16 @@ DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.table_state'::pg_catalog.regclass AND attname = 'error') THEN
         ALTER TABLE dflux.table_state ADD COLUMN next_generation int, ADD COLUMN error text;
     END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.incomplete'::pg_catalog.regclass AND attname = 'asked_at') THEN
+        ALTER TABLE dflux.incomplete ADD COLUMN asked_at timestamptz;
+    END IF;
 END $$;
 CREATE TABLE IF NOT EXISTS dflux.table_schema (
     lane text, schema_name text, table_name text, schema_id int, commit_lsn pg_lsn, ordinal bigint, part int,
     changed_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name)
 );
 CREATE TABLE IF NOT EXISTS dflux.table_identity (
-    lane text, schema_name text, table_name text, source_oid bigint, PRIMARY KEY (lane, schema_name, table_name)
+    lane text, schema_name text, table_name text, source_oid bigint, generation int, PRIMARY KEY (lane, schema_name, table_name)
 );
 CREATE TABLE IF NOT EXISTS dflux.schema_step (
     id bigserial PRIMARY KEY, migration text, kind text, schema_name text, table_name text, name text,

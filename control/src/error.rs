@@ -197,10 +197,10 @@ impl Hint for Error {
                 format!("validator check --table {table} shows what differs; rows without a key come again with dflux resync {table}")
             }
             Error::RowsRemain { table, .. } => {
-                format!("find out what writes to the target beside dflux, then ask again; or dflux resync {table}, all of it")
+                format!("the consumer's log says if rows could not be read again, or something writes to the target beside dflux; dflux resync {table} copies all of it")
             }
             Error::RowsSlow { .. } => {
-                "dflux status shows whether the lane runs; the request stands, it needs no repetition".into()
+                "dflux status shows whether the lane runs; then ask again".into()
             }
             Error::Validator(error) => return error.hint(),
             Error::Write { .. } => "choose a file that can be written".into(),

@@ -35,6 +35,8 @@ pub async fn run(config: &Config, argument: &str, limit: Duration) -> Result<Exi
     let mut validator = Validator::new(config.clone(), Shutdown::default())?;
     let mut read_again = 0;
     for _ in 0..PASSES_MAX {
+        let row = target.row("the divergences", "SELECT coalesce(max(id), 0) FROM dflux.divergence", &[]).await?;
+        let newest: i64 = target.get(&row, 0)?;
         let report = validator.check(Some(&table.to_string())).await?;
         let mut found = report.tables.into_iter();
         let Some(found) = found.find(|found| found.table == table.to_string()) else { break };
@@ -50,7 +52,7 @@ pub async fn run(config: &Config, argument: &str, limit: Duration) -> Result<Exi
             Verdict::Mismatch => {}
         }
         if found.wrong_rows.is_empty() && only_divergences(&found) {
-            forgive(config, &target, &table).await?;
+            forgive(config, &target, &table, newest).await?;
             continue;
         }
         if found.wrong_rows.is_empty() {
@@ -70,11 +72,11 @@ fn only_divergences(found: &TableReport) -> bool {
 }
 
 /// The rows that those changes missed are there now.
-async fn forgive(config: &Config, target: &Database, table: &TableName) -> Result<(), Error> {
+async fn forgive(config: &Config, target: &Database, table: &TableName, newest: i64) -> Result<(), Error> {
     let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
-    let sql = "WITH forgiven AS (DELETE FROM dflux.divergence WHERE (lane, schema_name, table_name) = ($1, $2, $3) RETURNING 1)
+    let sql = "WITH forgiven AS (DELETE FROM dflux.divergence WHERE (lane, schema_name, table_name) = ($1, $2, $3) AND id <= $4 RETURNING 1)
         UPDATE dflux.lane SET diverged = greatest(diverged - (SELECT count(*) FROM forgiven), 0) WHERE lane = $1";
-    target.execute("forgetting what found no row", sql, &[&lane, &table.schema, &table.name]).await?;
+    target.execute("forgetting what found no row", sql, &[&lane, &table.schema, &table.name, &newest]).await?;
     println!("mended: changes of {table} that once found no row (dflux.divergence); every row is right now");
     Ok(())
 }
@@ -90,7 +92,9 @@ fn causes(found: &TableReport) -> String {
 async fn ask(config: &Config, target: &Database, table: &TableName, found: &TableReport) -> Result<(), Error> {
     let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
     let doing = "asking for rows to be read again";
-    let sql = "INSERT INTO dflux.incomplete (lane, schema_name, table_name, key) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING";
+    let sql =
+        "INSERT INTO dflux.incomplete (lane, schema_name, table_name, key, asked_at) VALUES ($1, $2, $3, $4, now())
+        ON CONFLICT DO NOTHING";
     target.batch(doing, "BEGIN").await?;
     for key in &found.wrong_rows {
         target.execute(doing, sql, &[&lane, &table.schema, &table.name, key]).await?;
@@ -110,6 +114,9 @@ async fn read(config: &Config, target: &Database, table: &TableName, ends: Insta
             return Ok(());
         }
         if Instant::now() >= ends {
+            // Nobody reads them at some later moment unasked.
+            let sql = "DELETE FROM dflux.incomplete WHERE (lane, schema_name, table_name) = ($1, $2, $3) AND asked_at IS NOT NULL";
+            target.execute("giving up", sql, &[&lane, &table.schema, &table.name]).await?;
             return Err(Error::RowsSlow { table: table.clone() });
         }
         tokio::time::sleep(LOOKS_EVERY).await;

@@ -71,7 +71,7 @@ SELECT jsonb_build_object(
     SELECT jsonb_agg(a.attname ORDER BY k.place)
     FROM (SELECT i.* FROM pg_index i
           WHERE i.indrelid = c.oid AND (i.indisprimary OR (i.indisreplident AND c.relreplident = 'i'))
-          ORDER BY i.indisprimary DESC LIMIT 1) i
+          ORDER BY i.indisreplident AND c.relreplident = 'i' DESC LIMIT 1) i
     CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place)
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
     WHERE k.place <= i.indnkeyatts), '[]'),

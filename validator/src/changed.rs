@@ -1,6 +1,7 @@
 //! Reads a table's change topic for the keys that changed since a comparison.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use changelog::{Joiner, Position};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -18,6 +19,9 @@ use crate::window::Change;
 const KEYS_MAX: usize = 500_000;
 /// Changes decoded at once.
 const BATCH: usize = 5_000;
+
+/// So long nothing may come of what lies in the topic.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// What changed in a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,13 +135,15 @@ fn read_all(
     };
     let mut open: BTreeMap<i32, Open> = ranges.iter().map(begun).collect();
     let (mut batch, mut unfinished) = (Vec::new(), BTreeMap::new());
+    let mut heard = Instant::now();
     while !open.is_empty() && !sender.is_closed() {
         let message = match consumer.poll(tail::POLL) {
-            None => continue,
             Some(Ok(message)) => message,
-            Some(Err(error)) if tail::retried(&error) => continue,
-            Some(Err(error)) => return Err(failed(error.to_string())),
+            Some(Err(error)) if !tail::retried(&error) => return Err(failed(error.to_string())),
+            Some(Err(_)) | None if heard.elapsed() < SILENT_MAX => continue,
+            Some(Err(_)) | None => return Err(failed(format!("no record within {} s", SILENT_MAX.as_secs()))),
         };
+        heard = Instant::now();
         let (partition, offset) = (message.partition(), message.offset());
         let Some(held) = open.get_mut(&partition) else { continue };
         if offset < held.end

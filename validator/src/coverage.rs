@@ -27,7 +27,11 @@ pub struct Standing {
     pub consistent_point: Option<String>,
     /// It moves when rows are read again.
     pub exact_from: Option<String>,
-    pub generation: i32,
+    pub state: Option<String>,
+    /// Its chunks, and when the last of them was loaded.
+    pub copy: Option<String>,
+    /// OIDs and files of the two tables: a rewritten or exchanged table is another.
+    pub files: Vec<String>,
 }
 
 /// Hexadecimal; equal as long as the columns, the key and the copy are the same.
@@ -64,7 +68,7 @@ mod tests {
         let of = |source: &TableDefinition, standing: &Standing| fingerprint(source, &plain, standing);
         assert_eq!(of(&plain, &first), of(&plain, &first));
         assert_ne!(of(&plain, &first), of(&more, &first));
-        assert_ne!(of(&plain, &first), of(&plain, &Standing { generation: 1, ..first.clone() }));
+        assert_ne!(of(&plain, &first), of(&plain, &Standing { state: Some("1 live".into()), ..first.clone() }));
         assert_ne!(of(&plain, &first), of(&plain, &Standing { exact_from: Some("0/1".into()), ..first.clone() }));
     }
 }

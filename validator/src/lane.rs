@@ -113,14 +113,18 @@ pub async fn table_blocked(session: &mut Session, lane: &str, table: &TableName)
 /// `Database`, `Answer`.
 pub async fn standing(session: &mut Session, lane: &str, table: &TableName) -> Result<Standing, Error> {
     let doing = "reading dflux.lane";
-    let sql = "SELECT consistent_point::text, exact_from::text, coalesce((SELECT generation FROM dflux.table_state s \
-               WHERE (s.lane, s.schema_name, s.table_name) = (l.lane, $2, $3)), 0) FROM dflux.lane l WHERE l.lane = $1";
+    let sql = "SELECT consistent_point::text, exact_from::text, (SELECT concat_ws(' ', generation, next_generation, state, replay_from) \
+               FROM dflux.table_state s WHERE (s.lane, s.schema_name, s.table_name) = (l.lane, $2, $3)), \
+               (SELECT concat_ws(' ', max(generation), count(*), max(loaded_at)) FROM dflux.chunk c \
+               WHERE (c.lane, c.schema_name, c.table_name) = (l.lane, $2, $3)) FROM dflux.lane l WHERE l.lane = $1";
     let bound = statement(sql.into()).bind(lane.to_owned()).bind(table.schema.clone()).bind(table.name.clone());
     let row = session.row(doing, bound).await?;
     Ok(Standing {
         consistent_point: session.get(doing, &row, 0)?,
         exact_from: session.get(doing, &row, 1)?,
-        generation: session.get(doing, &row, 2)?,
+        state: session.get(doing, &row, 2)?,
+        copy: session.get(doing, &row, 3)?,
+        files: Vec::new(),
     })
 }
 

@@ -123,7 +123,10 @@ impl Validator {
     /// # Errors
     /// What keeps the whole from being compared; what concerns one table is in its report.
     pub async fn check(&mut self, only: Option<&str>) -> Result<Report, Error> {
-        self.covered.retain(|table, _| only.is_some_and(|only| table != only));
+        if only.is_none_or(|only| self.covered.remove(only).is_none()) {
+            // All, or a partition of one of them.
+            self.covered.clear();
+        }
         self.check_changed(only).await
     }
 
@@ -466,8 +469,8 @@ impl Round<'_> {
         if !(1..=5).any(|level| levels.has(level)) {
             return Ok(None);
         }
-        let covering = self.covering((source, target)).await?;
-        let changed = self.changed(&subject, covering.as_ref()).await?;
+        let covering = self.covering((source, target), pairs).await?;
+        let changed = self.changed(&subject, covering.as_ref(), pairs).await?;
         if changed.is_some() {
             // Statistics of what happened to change say nothing of the table.
             (subject.source.scan, subject.target.scan) = (SUMS, SUMS);
@@ -503,12 +506,29 @@ impl Round<'_> {
         if let Some(online) = self.online.as_ref().filter(|_| levels.has(2) && !report.wrong_rows.is_empty()) {
             report.traced = self.trace(online, &subject, pairs, &report.wrong_rows).await;
         }
-        let through = through.or(self.delta.as_ref().map(|delta| delta.through).filter(|_| report.since.is_some()));
+        // What changed behind the topics' ends was not looked for.
+        let reached = self.delta.as_ref().map(|delta| delta.through).filter(|_| report.since.is_some());
+        let through = reached.or(through);
+        let still = self.covering((source, target), pairs).await?.map(|now| now.fingerprint);
         report.coverage = covering
+            .filter(|covering| still.as_ref() == Some(&covering.fingerprint))
             .zip(through)
             .filter(|_| levels.has(2))
             .map(|(coverage, through)| Coverage { through: through.to_string(), ..coverage });
         Ok(through)
+    }
+
+    /// A pair of sessions outside of any snapshot.
+    async fn pair<'p>(&self, pairs: &'p mut [Option<Pair>]) -> Result<&'p mut Pair, Error> {
+        let Some(place) = pairs.first_mut() else { return Err(Error::TailEnded) };
+        close(place).await;
+        match place {
+            Some(pair) => Ok(pair),
+            closed => {
+                let (source, target) = tokio::try_join!(self.endpoints.0.open(), self.endpoints.1.open())?;
+                Ok(closed.insert(Pair { source, target }))
+            }
+        }
     }
 
     /// Where rows went wrong. That it cannot be said takes nothing from what was found.
@@ -519,12 +539,14 @@ impl Round<'_> {
         pairs: &mut [Option<Pair>],
         wrong: &BTreeSet<Vec<String>>,
     ) -> Vec<Traced> {
-        let Some(mut pair) = pairs.iter_mut().find_map(Option::take).filter(|_| !subject.source.keyless()) else {
+        if subject.source.keyless() {
             return Vec::new();
-        };
-        match trace::rows(&mut pair, online, subject, wrong).await {
+        }
+        let traced = async { trace::rows(self.pair(pairs).await?, online, subject, wrong).await };
+        match traced.await {
             Ok(traced) => traced,
             Err(error) => {
+                pairs.iter_mut().for_each(|pair| *pair = None);
                 tracing::warn!(table = %subject.source.table, %error, "where the rows went wrong cannot be said");
                 Vec::new()
             }
@@ -535,10 +557,13 @@ impl Round<'_> {
     async fn covering(
         &self,
         (source, target): (&TableDefinition, &TableDefinition),
+        pairs: &mut [Option<Pair>],
     ) -> Result<Option<Coverage>, Error> {
         let Some(online) = &self.online else { return Ok(None) };
-        let (table, mut session) = (source.table(), self.endpoints.1.open().await?);
-        let standing = lane::standing(&mut session, &online.lane, &table).await?;
+        let (table, pair) = (source.table(), self.pair(pairs).await?);
+        let mut standing = lane::standing(&mut pair.target, &online.lane, &table).await?;
+        let (here, there) = (reader::files(&mut pair.source, &table), reader::files(&mut pair.target, &table));
+        standing.files = <[String; 2]>::from(tokio::try_join!(here, there)?).to_vec();
         let offsets = online.tail.window().offsets(&online.tail.topics().table(&table));
         let fingerprint = coverage::fingerprint(source, target, &standing);
         Ok(Some(Coverage { through: String::new(), offsets, fingerprint }))
@@ -550,11 +575,18 @@ impl Round<'_> {
         &self,
         subject: &Subject<'_>,
         covering: Option<&Coverage>,
+        pairs: &mut [Option<Pair>],
     ) -> Result<Option<(Vec<Range>, Coverage, String)>, Error> {
         let (Some(online), Some(delta), Some(now)) = (&self.online, &self.delta, covering) else { return Ok(None) };
         let table = subject.source.table.to_string();
         let before = delta.covered.get(&table).filter(|before| before.fingerprint == now.fingerprint);
         let Some(before) = before.filter(|_| !subject.source.keyless()) else { return Ok(None) };
+        // Where no row has changed, no comparison would ask.
+        let target = &mut self.pair(pairs).await?.target;
+        let exact = lane::read(target, &online.lane).await?.is_some_and(|state| state.exact().is_ok());
+        if !exact || lane::table_blocked(target, &online.lane, &subject.target.table).await?.is_some() {
+            return Ok(None);
+        }
         let mut decoders = online.decoders.lock().await;
         match changed::since(online.tail, &mut decoders, &subject.target, &before.offsets).await? {
             Changed::Keys { keys, offsets } => {
@@ -656,9 +688,7 @@ impl Round<'_> {
             // The guard must not live through the comparison: the other workers take their ranges meanwhile.
             let next = shared.lock().await.next(self, subject).await?;
             let Some(range) = next else { return Ok(()) };
-            if let Some(pair) = pair {
-                self.rest(pair.source.take_busy()).await;
-            }
+            self.rest(self.endpoints.0.take_busy()).await;
             let unsettled = match self.range(subject, &range, pair).await? {
                 Ok(verified) => {
                     total.lock().await.add(verified);

@@ -127,6 +127,23 @@ pub async fn same_file(session: &mut Session, table: &TableName) -> Result<bool,
     }
 }
 
+/// OIDs and files of a table and its partitions: they change when it is rewritten, or another takes its name.
+///
+/// # Errors
+/// `Database`, `Answer`.
+pub async fn files(session: &mut Session, table: &TableName) -> Result<String, Error> {
+    let doing = format!("looking at the file of {table}");
+    let sql = "WITH RECURSIVE part (oid) AS ( \
+                 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE n.nspname = $1 AND c.relname = $2 \
+                 UNION ALL SELECT i.inhrelid FROM part p JOIN pg_inherits i ON i.inhparent = p.oid \
+                 JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition) \
+               SELECT coalesce(string_agg(oid || ':' || coalesce(pg_relation_filenode(oid), 0), ' ' ORDER BY oid), '') FROM part";
+    let bound = statement(sql.into()).bind(table.schema.clone()).bind(table.name.clone());
+    let row = session.row(&doing, bound).await?;
+    session.get(&doing, &row, 0)
+}
+
 fn parse_aggregates(
     session: &Session,
     doing: &str,

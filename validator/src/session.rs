@@ -1,5 +1,7 @@
 //! A read-only session of one database: the pinned settings, bounded statements, snapshots.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::TryFutureExt as _;
@@ -28,6 +30,8 @@ pub struct Endpoint {
     pub role: &'static str,
     address: Address,
     options: PgConnectOptions,
+    /// Time of statements of all its sessions, in microseconds.
+    busy: Arc<AtomicU64>,
 }
 
 impl Endpoint {
@@ -41,7 +45,7 @@ impl Endpoint {
             message: error.to_string(),
         })?;
         let options = options.application_name(APPLICATION_NAME).disable_statement_logging();
-        Ok(Endpoint { role, address, options })
+        Ok(Endpoint { role, address, options, busy: Arc::default() })
     }
 
     /// Connects once as every program of dflux does, so that what is wrong is said in the same words with the same hints.
@@ -51,6 +55,11 @@ impl Endpoint {
     pub async fn check(&self) -> Result<(), Error> {
         self.address.connect(APPLICATION_NAME).await?;
         Ok(())
+    }
+
+    /// How long statements of all its sessions took since this was asked last.
+    pub fn take_busy(&self) -> Duration {
+        Duration::from_micros(self.busy.swap(0, Ordering::Relaxed))
     }
 
     /// # Errors
@@ -68,7 +77,7 @@ impl Endpoint {
              SET lock_timeout = '10s'; SET idle_in_transaction_session_timeout = '{STATEMENT_SECONDS_MAX}s';"
         ));
         connection.execute(AssertSqlSafe(settings)).await.map_err(failed)?;
-        Ok(Session { role: self.role, connection, in_snapshot: false, busy: Duration::ZERO })
+        Ok(Session { role: self.role, connection, in_snapshot: false, busy: self.busy.clone() })
     }
 }
 
@@ -78,15 +87,11 @@ pub struct Session {
     pub role: &'static str,
     connection: PgConnection,
     in_snapshot: bool,
-    busy: Duration,
+    /// Of all sessions of the endpoint, in microseconds.
+    busy: Arc<AtomicU64>,
 }
 
 impl Session {
-    /// How long its statements took since this was asked last.
-    pub fn take_busy(&mut self) -> Duration {
-        std::mem::take(&mut self.busy)
-    }
-
     /// Begins a transaction whose statements all see the same; the first statement takes the snapshot.
     ///
     /// # Errors
@@ -134,7 +139,7 @@ impl Session {
         let silent = |_| Error::DatabaseSilent { role, doing: doing.to_owned(), seconds };
         let began = Instant::now();
         let rows = tokio::time::timeout(Duration::from_secs(seconds), running).await;
-        self.busy += began.elapsed();
+        self.busy.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
         rows.map_err(silent)?
     }
 

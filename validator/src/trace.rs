@@ -4,13 +4,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
+use changelog::Position;
 use serde::Serialize;
 
 use crate::Error;
-use crate::attempt::{Online, Pair, Subject};
+use crate::attempt::{Online, POSITION_POLL, Pair, Subject};
 use crate::changed;
 use crate::images::{self, Image};
+use crate::lane;
 use crate::reader::{self, Checked, Given};
+use crate::settle::SourceSnapshot;
 use crate::window::Change;
 
 /// Rows of one table whose events are looked for.
@@ -30,7 +33,7 @@ pub enum Hop {
     SourceToTopic,
     /// The topic's newest event is the source's row and not the target's; or somebody else has changed the target.
     TopicToTarget,
-    /// The newest event says neither, or does not have what differs.
+    /// The newest event says neither, or does not have what differs, or came while it was looked for.
     Unknown,
 }
 
@@ -66,7 +69,10 @@ pub async fn rows(
     wrong: &BTreeSet<Vec<String>>,
 ) -> Result<Vec<Traced>, Error> {
     let wanted: BTreeSet<&Vec<String>> = wrong.iter().take(ROWS_MAX).collect();
+    let Some((snapshot, applied)) = aligned(pair, online).await? else { return Ok(Vec::new()) };
     let Some(newest) = newest(online, subject, &wanted).await? else { return Ok(Vec::new()) };
+    let moving = |change: &Change| !snapshot.sees(change.xid) || change.position > applied;
+    let (moving, newest): (Vec<Change>, Vec<Change>) = newest.into_iter().partition(moving);
     let images = {
         let decoders = online.decoders.lock().await;
         match images::newest(&decoders, &newest, &subject.target, subject.definition)? {
@@ -75,8 +81,10 @@ pub async fn rows(
             Err(_) => return Ok(Vec::new()),
         }
     };
-    pair.source.begin().await?;
-    pair.target.begin().await?;
+    let moving = {
+        let decoders = online.decoders.lock().await;
+        images::keys(&decoders, &moving, &subject.target)?.unwrap_or_default()
+    };
     let given = Given::new((0..subject.target.fields.len()).collect(), images.iter().map(Image::texts));
     let flags = |layout| images.iter().map(|image: &Image| image.flags(layout)).collect();
     let (source, target) = tokio::try_join!(
@@ -90,9 +98,10 @@ pub async fn rows(
     for (place, image) in images.iter().enumerate() {
         hops.entry(hop(source[place], target[place])).or_default().push(image.key.clone());
     }
-    let told: BTreeSet<&Vec<String>> = images.iter().map(|image| &image.key).collect();
+    let told: BTreeSet<&Vec<String>> = images.iter().map(|image| &image.key).chain(&moving).collect();
     let silent = wanted.difference(&told).map(|key| (*key).clone());
     hops.entry(Hop::Copy).or_default().extend(silent);
+    hops.entry(Hop::Unknown).or_default().extend(moving.iter().cloned());
     let mut traced: Vec<Traced> = hops
         .into_iter()
         .filter(|(_, keys)| !keys.is_empty())
@@ -105,6 +114,22 @@ pub async fn rows(
         .collect();
     traced.sort_by_key(|traced| traced.hop);
     Ok(traced)
+}
+
+/// Opens both snapshots, the target's when the lane has applied what the source's sees; none if it does not in time.
+async fn aligned(pair: &mut Pair, online: &Online<'_>) -> Result<Option<(SourceSnapshot, Position)>, Error> {
+    pair.source.begin().await?;
+    let (snapshot, through) = reader::position(&mut pair.source).await?;
+    let deadline = Instant::now() + LOOKS_FOR / 6;
+    while Instant::now() < deadline {
+        pair.target.begin().await?;
+        let state = lane::read(&mut pair.target, &online.lane).await?;
+        match state.map(|state| state.applied) {
+            Some(applied) if reader::covers(applied, through) => return Ok(Some((snapshot, applied))),
+            _ => tokio::time::sleep(POSITION_POLL).await,
+        }
+    }
+    Ok(None)
 }
 
 /// Pure.
@@ -141,6 +166,7 @@ async fn newest(
     let ranges = ends.into_iter().map(|(partition, end)| (partition, (0, end))).filter(|(_, (from, end))| from < end);
     let mut reading = changed::read(online.tail, topic, ranges.collect())?;
     let mut newest: HashMap<Vec<String>, Change> = HashMap::new();
+    let mut truncated = None::<Position>;
     let deadline = Instant::now() + LOOKS_FOR;
     while let Some(batch) = reading.batches.recv().await {
         if Instant::now() > deadline {
@@ -151,7 +177,7 @@ async fn newest(
         for change in batch {
             let Some(keys) = images::keys(&decoders, std::slice::from_ref(&change), &subject.target)? else {
                 if change.op == changelog::Op::Truncate {
-                    newest.clear();
+                    truncated = truncated.max(Some(change.position));
                 }
                 continue;
             };
@@ -162,7 +188,8 @@ async fn newest(
         }
     }
     reading.ended().await?;
-    let mut newest: Vec<Change> = newest.into_values().collect();
+    let mut newest: Vec<Change> =
+        newest.into_values().filter(|change| truncated.is_none_or(|truncated| change.position > truncated)).collect();
     newest.sort_by_key(|change| change.position);
     Ok(Some(newest))
 }

@@ -39,7 +39,7 @@ impl Applier {
         let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name).bind(generation as i32);
         query.execute(&mut self.connection).await.map_err(target("dflux.chunk"))?;
         if let Some(oid) = anew {
-            identity::set(&mut self.connection, &self.lane, table, oid).await?;
+            identity::set(&mut self.connection, &self.lane, (table, oid), generation).await?;
             let sql = "INSERT INTO dflux.table_schema (lane, schema_name, table_name, commit_lsn, ordinal, part) \
                        VALUES ($1, $2, $3, '0/0', 0, 0) ON CONFLICT (lane, schema_name, table_name) DO UPDATE SET schema_id = NULL";
             let query = sqlx::query(sql).bind(&self.lane).bind(&table.schema).bind(&table.name);

@@ -12,7 +12,7 @@ use crate::execute::Applier;
 use crate::resync::{self, Request, State};
 use crate::rule::Rule;
 use crate::target::now_micros;
-use crate::{Error, identity, observe};
+use crate::{Error, catalog, identity, observe};
 
 impl Pipeline<'_> {
     /// Between two transactions: what a re-sync needs the lane to do or to wait for.
@@ -200,7 +200,10 @@ impl Pipeline<'_> {
             return self.whole_table().await?.add_partition(table, partition_of, change).await;
         }
         let Some(schema_id) = *schema_id else { return Ok(()) };
-        if table != previous && !self.rename((previous, table), change.position).await? {
+        // One that has had yet another name, of which nothing was told, gets this one as it is met.
+        let connection = &mut self.whole_table().await?.connection;
+        let known = catalog::exists(connection, previous).await? || catalog::exists(connection, table).await?;
+        if table != previous && known && !self.rename((previous, table), change.position).await? {
             return Ok(());
         }
         let told = Told { previous_schema_id: *previous_schema_id, statement: &change.statement };

@@ -5,6 +5,7 @@
 
 mod contest;
 mod tables;
+mod validate;
 mod values;
 
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ enum Phase {
     LargeTransaction,
     /// Thousands of small tables, from nothing to exact and then in the stream
     Tables,
+    /// The validator beside other differs
+    Validate,
 }
 
 impl Arguments {
@@ -93,6 +96,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if wants(Phase::Tables) && arguments.tables > 0 {
         tables::run(arguments.tables, &mut report)?;
+    }
+    if wants(Phase::Validate) {
+        validate::run(arguments.rows, &mut report)?;
     }
     write_report(&arguments.json, &Value::Object(report))?;
     println!("report: {}", arguments.json.display());
