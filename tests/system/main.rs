@@ -15,6 +15,7 @@ mod joining;
 mod large;
 mod moving;
 mod pacing;
+mod page;
 mod prepare_again;
 mod producer;
 mod readers;
