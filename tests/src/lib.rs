@@ -8,9 +8,10 @@
 //! stack ── postgres ─┐
 //!       ├─ kafka ────┼─ process (a child that dies with us) ── scratch (its folder) ── ports (its address)
 //!       ├─ registry ─┤   connect (a foreign reader of the topics)
-//!       └─ services ─┘   wait (conditions with a deadline)   sql (a session)   cache (what ./dev fetched)
+//!       └─ services ─┘   wait (conditions with a deadline)   sql (a session)   cache (what ./dev fetched)   browser (looks at a page)
 //! ```
 
+pub mod browser;
 pub mod cache;
 pub mod connect;
 pub mod error;

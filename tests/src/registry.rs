@@ -117,13 +117,13 @@ pub fn get(url: &str) -> Result<String> {
     blocking(async move { answered(client()?.get(&url)).await })
 }
 
-fn client() -> Result<reqwest::Client> {
+pub(crate) fn client() -> Result<reqwest::Client> {
     // No proxy: everything here is on this machine, whatever the environment says.
     let builder = reqwest::Client::builder().timeout(ASKED_WITHIN).no_proxy();
     builder.build().map_err(Failure::http("making an HTTP client"))
 }
 
-async fn answered(request: reqwest::RequestBuilder) -> Result<String> {
+pub(crate) async fn answered(request: reqwest::RequestBuilder) -> Result<String> {
     let response = request.send().await.map_err(Failure::http("asking"))?;
     let (status, url) = (response.status(), response.url().clone());
     let body = response.text().await.map_err(Failure::http(format!("reading the answer of {url}")))?;

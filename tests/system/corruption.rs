@@ -214,14 +214,14 @@ fn build(session: &Session, schema: &str, inject: bool) {
 }
 
 /// The databases, and the reports on each schema.
-struct Checked {
-    migration: Migration,
-    public: (i32, Json),
+pub(super) struct Checked {
+    pub(super) migration: Migration,
+    pub(super) public: (i32, Json),
     control: (i32, Json),
     alike: (i32, Json),
 }
 
-fn checked() -> &'static Checked {
+pub(super) fn checked() -> &'static Checked {
     static CHECKED: OnceLock<Checked> = OnceLock::new();
     CHECKED.get_or_init(|| {
         let migration = Migration::shared("corruption").unwrap();

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod alerts;
 mod changes;
 mod consumer;
 mod continuous;
@@ -16,6 +17,7 @@ mod joining;
 mod large;
 mod moving;
 mod pacing;
+mod page;
 mod prepare_again;
 mod producer;
 mod readers;

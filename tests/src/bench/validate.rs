@@ -51,21 +51,21 @@ pub fn run(rows: u64, report: &mut Map<String, Value>) -> Result<()> {
         let (seconds, after) = (began.elapsed().as_secs_f64(), cpu());
         Ok(Took { seconds, source: after.0 - before.0, target: after.1 - before.1 })
     };
+    let migration = &migration;
     let check = |levels: &'static str, code: i32| {
-        let migration = &migration;
         move || {
             services::run("validator", &migration.config(), ["check", "--levels", levels])?
                 .expect_code(code)
                 .map(|_| ())
         }
     };
-    let differ = |part: &'static str, program: &'static str| {
+    let differ = |part: &'static str, module: &'static str| {
         move || {
-            let program = cache::part(&[part])?.join("bin").join(program);
+            let python = cache::part(&[part])?.join("bin/python");
             let columns = ["-c", "n", "-c", "t", "-c", "ts", "-c", "d", "-c", "u", "-c", "f", "-c", "flag", "-c", "m"];
-            let both = [&addresses.source, "wide", &addresses.target, "wide", "-k", "id", "--stats"];
+            let both = ["-m", module, &addresses.source, "wide", &addresses.target, "wide", "-k", "id", "--stats"];
             let arguments = both.into_iter().chain(columns).map(str::to_owned);
-            Launch::new(part, program, &migration.folder).arguments(arguments).run().map(|_| ())
+            Launch::new(part, python, &migration.folder).arguments(arguments).run().map(|_| ())
         }
     };
     let md5 = || {
@@ -81,7 +81,7 @@ pub fn run(rows: u64, report: &mut Map<String, Value>) -> Result<()> {
         ("dflux_all_levels", &check("0,1,2,3,4,5", 0)),
         ("md5_of_row_text", &md5),
         ("reladiff", &differ("reladiff", "reladiff")),
-        ("data_diff", &differ("data-diff", "data-diff")),
+        ("data_diff", &differ("data-diff", "data_diff")),
     ];
     let mut figures = Map::new();
     let mut best = f64::INFINITY;

@@ -13,6 +13,7 @@ mod numbers;
 mod others;
 mod texts;
 mod times;
+pub mod words;
 
 use crate::definition::BaseType;
 
