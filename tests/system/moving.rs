@@ -9,7 +9,7 @@ use tests::sql::Session;
 use tests::stack::{Addresses, Migration, shared, unique};
 use tests::wait;
 
-const LIMIT: Duration = Duration::from_secs(70);
+const LIMIT: Duration = Duration::from_secs(240);
 /// Differences shown of one comparison.
 const SHOWN_MAX: usize = 30;
 
