@@ -75,11 +75,16 @@ impl Registry {
         self.place.pid()
     }
 
-    /// The names of all subjects.
+    /// Whether it has a subject, even as one that was deleted and is hidden. Asked by its name: a list of all ends somewhere.
+    pub fn has(&self, subject: &str) -> bool {
+        get(&format!("{}/subjects/{subject}/versions?deleted=true", self.url())).is_ok()
+    }
+
+    /// The names of subjects, perhaps not of all.
     ///
     /// # Errors
     /// When it does not answer.
-    pub fn subjects(&self) -> Result<Vec<String>> {
+    fn subjects(&self) -> Result<Vec<String>> {
         let answer = get(&format!("{}/subjects", self.url()))?;
         serde_json::from_str(&answer)
             .map_err(|error| Failure::Other(format!("the list of subjects: {error}: {answer}")))

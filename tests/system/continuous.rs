@@ -214,3 +214,18 @@ fn the_service_verifies_what_is_written_long_before_its_next_round() {
     assert!(validator.log().contains("source and target differ"), "{}", validator.log());
     assert_eq!(metric("dflux_validator_rounds_total"), 1.0);
 }
+
+#[test]
+fn what_is_not_the_lanes_is_no_match_and_what_was_rewritten_is_compared_whole() {
+    let moving = moving("covered");
+    assert_eq!(check(&moving, None, "first.json").0, 0);
+    // No event tells of either.
+    moving.target.run("INSERT INTO dflux.table_state (lane, schema_name, table_name, generation, state) SELECT lane, 'public', 'still', 0, 'gone' FROM dflux.lane").unwrap();
+    moving.source.run("ALTER TABLE pair ALTER v TYPE text USING upper(v)").unwrap();
+    moving.caught_up();
+    let (code, report) = check(&moving, Some("first.json"), "second.json");
+    assert_eq!(code, 1, "{report:#}");
+    assert_eq!(table(&report, "still")["verdict"], "inconclusive", "{report:#}");
+    assert_eq!((table(&report, "pair")["verdict"].clone(), compared(&report, "pair").0), ("mismatch".into(), false));
+    assert_eq!(compared(&report, "t"), (true, 0));
+}

@@ -122,3 +122,18 @@ fn what_cannot_be_mended_row_by_row_is_refused_with_what_to_do() {
     let said = repair(&moving, "pair", 1);
     assert!(said.contains("no row is named for") && said.contains("validator check --table public.pair"), "{said}");
 }
+
+#[test]
+fn what_cannot_be_read_again_stops_no_lane() {
+    let moving = moving("unreadable");
+    // As if the table's key had become another between the check and the reading.
+    moving
+        .target
+        .run("INSERT INTO dflux.incomplete SELECT lane, 'public', 't', ARRAY['1', 'x'], now() FROM dflux.lane")
+        .unwrap();
+    moving.becomes("it is given up", "SELECT count(*) = 0 FROM dflux.incomplete");
+    moving.source.run("UPDATE t SET v = 'on' WHERE id = 1").unwrap();
+    moving.caught_up();
+    moving.becomes("the lane is exact", "SELECT phase = 'exact' FROM dflux.lane");
+    moving.assert_tables_same(&["t"]);
+}

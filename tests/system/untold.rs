@@ -130,3 +130,29 @@ fn a_rename_in_the_middle_of_a_second_copy_waits_for_it() {
     moving.caught_up();
     moving.assert_tables_same(&["stream"]);
 }
+
+#[test]
+fn a_rename_that_is_told_behind_one_that_was_not_finds_the_table() {
+    let moving = quiet("mixed", &["a"]);
+    moving.source.run("ALTER TABLE a RENAME TO b").unwrap();
+    run("dflux", &moving.migration.config(), ["prepare"]).unwrap();
+    assert_eq!(moving.source.number("SELECT count(*) FROM pg_event_trigger WHERE evtname LIKE 'dflux %'").unwrap(), 1);
+    moving.source.run("ALTER TABLE b RENAME TO c; UPDATE c SET v = 'w' WHERE id < 5").unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["c"]);
+    assert_eq!(tables_of(&moving), ["public.c"]);
+}
+
+#[test]
+fn a_table_that_was_copied_under_its_new_name_is_the_one_that_is_renamed_next() {
+    let moving = quiet("twice", &["a"]);
+    moving.source.run("ALTER TABLE a RENAME TO b").unwrap();
+    run("dflux", &moving.migration.config(), ["resync", "b", "--wait"]).unwrap().expect_code(0).unwrap();
+    moving
+        .source
+        .run("ALTER TABLE b RENAME TO c; UPDATE c SET v = 'w' WHERE id < 5; DELETE FROM c WHERE id = 9")
+        .unwrap();
+    moving.caught_up();
+    moving.assert_tables_same(&["c"]);
+    assert_eq!(tables_of(&moving), ["public.a", "public.c"], "what it was called before stays as it was");
+}
