@@ -51,6 +51,11 @@ impl Identities {
         Ok(Identities(rows.into_iter().map(known).collect()))
     }
 
+    /// A table of which nothing was known is that of this OID.
+    pub fn learn(&mut self, table: &TableName, oid: u32) {
+        self.0.insert(table.clone(), Known { oid, generation: 0 });
+    }
+
     pub fn standing(&self, table: &TableName, oid: u32) -> Standing {
         let named = self.0.get(table).map(|known| known.oid);
         if oid == 0 || named == Some(oid) {

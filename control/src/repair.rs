@@ -20,7 +20,7 @@ const PASSES_MAX: usize = 20;
 
 /// # Errors
 /// A refusal when the table is not part of a running migration; `NoKey`, `RowsUnchecked`, `RowsUnnamed`, `RowsRemain` when it does not come to
-/// match, `ResyncSlow` after `limit`.
+/// match, `RowsSlow` after `limit`.
 pub async fn run(config: &Config, argument: &str, limit: Duration) -> Result<Exit, Error> {
     let ends = Instant::now() + limit;
     let target = Database::connect("target", &config.target.url).await?;
@@ -32,6 +32,7 @@ pub async fn run(config: &Config, argument: &str, limit: Duration) -> Result<Exi
     if lane::read(&target, config).await?.is_none() {
         return Err(Error::NoLane { migration: config.migration.name.clone(), what: "resync" });
     }
+    let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
     let mut validator = Validator::new(config.clone(), Shutdown::default())?;
     let mut read_again = 0;
     for _ in 0..PASSES_MAX {
@@ -52,15 +53,15 @@ pub async fn run(config: &Config, argument: &str, limit: Duration) -> Result<Exi
             Verdict::Mismatch => {}
         }
         if found.wrong_rows.is_empty() && only_divergences(&found) {
-            forgive(config, &target, &table, newest).await?;
+            forgive(&target, &lane, &table, newest).await?;
             continue;
         }
         if found.wrong_rows.is_empty() {
             return Err(Error::RowsUnnamed { table, causes: causes(&found) });
         }
         println!("found: {} row(s) of {table} that differ", found.wrong_rows.len());
-        ask(config, &target, &table, &found).await?;
-        read(config, &target, &table, ends).await?;
+        ask(&target, &lane, &table, &found).await?;
+        read(&target, &lane, &table, ends).await?;
         read_again += found.wrong_rows.len();
     }
     Err(Error::RowsRemain { table, read_again })
@@ -72,8 +73,7 @@ fn only_divergences(found: &TableReport) -> bool {
 }
 
 /// The rows that those changes missed are there now.
-async fn forgive(config: &Config, target: &Database, table: &TableName, newest: i64) -> Result<(), Error> {
-    let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
+async fn forgive(target: &Database, lane: &str, table: &TableName, newest: i64) -> Result<(), Error> {
     let sql = "WITH forgiven AS (DELETE FROM dflux.divergence WHERE (lane, schema_name, table_name) = ($1, $2, $3) AND id <= $4 RETURNING 1)
         UPDATE dflux.lane SET diverged = greatest(diverged - (SELECT count(*) FROM forgiven), 0) WHERE lane = $1";
     target.execute("forgetting what found no row", sql, &[&lane, &table.schema, &table.name, &newest]).await?;
@@ -89,22 +89,19 @@ fn causes(found: &TableReport) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-async fn ask(config: &Config, target: &Database, table: &TableName, found: &TableReport) -> Result<(), Error> {
-    let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
-    let doing = "asking for rows to be read again";
-    let sql =
-        "INSERT INTO dflux.incomplete (lane, schema_name, table_name, key, asked_at) VALUES ($1, $2, $3, $4, now())
-        ON CONFLICT DO NOTHING";
-    target.batch(doing, "BEGIN").await?;
-    for key in &found.wrong_rows {
-        target.execute(doing, sql, &[&lane, &table.schema, &table.name, key]).await?;
-    }
-    target.batch(doing, "COMMIT").await
+async fn ask(target: &Database, lane: &str, table: &TableName, found: &TableReport) -> Result<(), Error> {
+    let keys = serde_json::json!(found.wrong_rows).to_string();
+    let sql = "INSERT INTO dflux.incomplete (lane, schema_name, table_name, key, asked_at)
+        SELECT $1, $2, $3, ARRAY(SELECT part FROM jsonb_array_elements_text(key) WITH ORDINALITY AS p (part, place) ORDER BY place), now()
+        FROM jsonb_array_elements($4::text::jsonb) AS key ON CONFLICT DO NOTHING";
+    target
+        .execute("asking for rows to be read again", sql, &[&lane, &table.schema, &table.name, &keys])
+        .await
+        .map(|_| ())
 }
 
 /// Returns when they are in the target, and the lane is as far as they are.
-async fn read(config: &Config, target: &Database, table: &TableName, ends: Instant) -> Result<(), Error> {
-    let lane = changelog::origin::lane_name(&config.migration.name, Direction::Forward);
+async fn read(target: &Database, lane: &str, table: &TableName, ends: Instant) -> Result<(), Error> {
     let sql = "SELECT NOT EXISTS (SELECT FROM dflux.incomplete WHERE (lane, schema_name, table_name) = ($1, $2, $3))
         AND phase = 'exact' AND commit_lsn >= exact_from FROM dflux.lane WHERE lane = $1";
     loop {

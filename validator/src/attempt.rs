@@ -25,9 +25,6 @@ use crate::settle::{SourceSnapshot, Unsettled};
 use crate::statistics::SampledRow;
 use crate::tail::Tail;
 
-/// How often the lane's position is asked for while waiting.
-pub const POSITION_POLL: Duration = Duration::from_millis(10);
-
 /// What runs between the two databases.
 #[derive(Debug)]
 pub struct Online<'a> {
@@ -245,7 +242,7 @@ async fn read_applied(
             }
             return Ok(Err(Unsettled::Lag { waited_seconds: began.elapsed().as_secs(), detail }));
         }
-        tokio::time::sleep(POSITION_POLL).await;
+        tokio::time::sleep(lane::POSITION_POLL).await;
     }
     target.begin().await?;
     let state = settled!(exact(target, &online.lane).await?);

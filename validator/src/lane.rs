@@ -1,14 +1,20 @@
 //! What the target says of the lane that feeds it: position, phase, tables that are not live. Only read.
 
+use std::time::{Duration, Instant};
+
 use changelog::table::TableName;
 use changelog::{Lsn, Position};
 use sqlx::Row as _;
 
 use crate::Error;
 use crate::coverage::Standing;
+use crate::reader;
 use crate::report::LagReport;
 use crate::session::{Session, statement};
 use crate::settle::Unsettled;
+
+/// How often the lane's position is asked for while waiting.
+pub const POSITION_POLL: Duration = Duration::from_millis(10);
 
 /// The lane's row.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +92,21 @@ pub async fn read(session: &mut Session, lane: &str) -> Result<Option<LaneState>
         error: session.get(doing, row, 6)?,
         system_identifier: session.get(doing, row, 7)?,
     }))
+}
+
+/// Waits until the lane has applied everything below a position of the source; false if it does not before the deadline.
+///
+/// # Errors
+/// `Database`, `Answer`.
+pub async fn reaches(session: &mut Session, lane: &str, through: Lsn, deadline: Instant) -> Result<bool, Error> {
+    while Instant::now() < deadline {
+        let state = read(session, lane).await?;
+        if state.is_some_and(|state| reader::covers(state.applied, through)) {
+            return Ok(true);
+        }
+        tokio::time::sleep(POSITION_POLL).await;
+    }
+    Ok(false)
 }
 
 /// Why a table is not what the lane promises, as this session's snapshot sees it.

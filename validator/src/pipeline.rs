@@ -1,13 +1,20 @@
-//! A round (in somewhat over 600 lines, so that it is read from top to bottom): definitions, then every table range by range, then the report; and the service's loop of rounds.
+//! A round: definitions, then every table range by range, then the report. It is read from top to bottom, in somewhat over 600 lines.
+//!
+//! ```text
+//! watch (the service) ── round ── table ─┬─ delta (what is covered, what has changed)
+//!                                        └─ ranges ── attempt
+//! ```
 
-use std::collections::{BTreeSet, HashMap};
+mod delta;
+mod watch;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use changelog::{Lsn, TableName};
 use futures_util::future::try_join_all;
 use service::config::Migration;
-use service::program::Context;
 use service::registry::RegistryClient;
 use service::retry::Backoff;
 use service::{Config, Shutdown};
@@ -15,9 +22,8 @@ use tokio::sync::Mutex;
 
 use crate::attempt::{self, Online, Pair, Subject, Verified};
 use crate::canonical::{Field, HashLane, Layout, Scan};
-use crate::changed::{self, Changed};
 use crate::config::{ATTEMPTS_MAX, PAIRS, Settings};
-use crate::coverage::{self, Coverage};
+use crate::coverage::Coverage;
 use crate::definition::{DatabaseDefinition, TableDefinition};
 use crate::depth::Gathered;
 use crate::difference::Explaining;
@@ -33,16 +39,16 @@ use crate::sequence::{self, Judged};
 use crate::session::{Endpoint, Session};
 use crate::settle::Unsettled;
 use crate::tail::Tail;
-use crate::trace::{self, Traced};
 use crate::verdict::Verdict;
 use crate::{Error, catalog, observe, reader, statistics};
 
+use self::delta::Delta;
+pub use self::watch::run;
+
 /// Once one wait for the lane was in vain, later ones in the same round are short.
 const IMPATIENT: Duration = Duration::from_secs(2);
-/// Keys of changed rows that one pair of statements compares.
-const KEYS_TOGETHER: usize = 2_000;
+/// Of changed rows.
 const SUMS: Scan = Scan { sums: true, counts: false, sample: None };
-const OBSERVE_EVERY: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A row's, for a guess at how many a file holds; a wrong one makes the sample smaller, or it is thinned.
 const ROW_BYTES: u64 = 100;
@@ -74,13 +80,6 @@ struct Round<'a> {
     shutdown: &'a Shutdown,
     impatient: AtomicBool,
     delta: Option<Delta<'a>>,
-}
-
-/// Only what changed since is compared, of tables that were covered.
-struct Delta<'a> {
-    covered: &'a HashMap<String, Coverage>,
-    /// A WAL position of the source that the lane has applied: every event below it is in the topics.
-    through: Lsn,
 }
 
 /// What runs between the two databases.
@@ -183,17 +182,12 @@ impl Validator {
         };
         let (tables, through) = round.tables(only).await?;
         let lag = if online { lane::lag(&mut source, &mut target, &self.settings.lane).await? } else { None };
+        let mode = if online { "online" } else { "offline" };
         let mut report = Report {
-            version: 1,
-            migration: self.config.migration.name.clone(),
-            mode: if online { "online" } else { "offline" },
-            verdict: Verdict::Match,
-            reason: None,
             started_at_micros: started,
             seconds: began.elapsed().as_secs_f64(),
-            verified_through: None,
             lag,
-            tables,
+            ..Report::new(&self.config.migration.name, mode, tables)
         };
         if online {
             undivided_divergence(&mut report, &mut target, &self.settings.lane).await?;
@@ -209,23 +203,6 @@ impl Validator {
             report.verified_through = through.map(|lsn| lsn.to_string());
         }
         Ok(report)
-    }
-
-    /// Waits until the lane has applied what is committed on the source now; none if it does not in time, so that the comparison
-    /// of everything says why.
-    async fn delta(&self, source: &mut Session, target: &mut Session) -> Result<Option<Delta<'_>>, Error> {
-        source.begin().await?;
-        let (_, through) = reader::position(source).await?;
-        source.end().await?;
-        let deadline = Instant::now() + self.settings.settle;
-        while Instant::now() < deadline && !self.shutdown.begun() {
-            let state = lane::read(target, &self.settings.lane).await?;
-            if state.is_some_and(|state| reader::covers(state.applied, through)) {
-                return Ok(Some(Delta { covered: &self.covered, through }));
-            }
-            tokio::time::sleep(attempt::POSITION_POLL).await;
-        }
-        Ok(None)
     }
 
     /// Whether a lane runs between the two databases; then its topics are followed.
@@ -244,103 +221,12 @@ impl Validator {
 
     fn not_begun(&self, started_at_micros: i64, began: Instant) -> Report {
         Report {
-            version: 1,
-            migration: self.config.migration.name.clone(),
-            mode: "online",
             verdict: Verdict::Inconclusive,
             reason: Some("the target is prepared and the lane has not begun: no row of it in dflux.lane".into()),
             started_at_micros,
             seconds: began.elapsed().as_secs_f64(),
-            verified_through: None,
-            lag: None,
-            tables: Vec::new(),
+            ..Report::new(&self.config.migration.name, "online", Vec::new())
         }
-    }
-
-    /// Rounds until the shutdown. What fails is tried again in the next round.
-    ///
-    /// # Errors
-    /// None while it runs; only what was wrong from the start.
-    pub async fn run(&mut self, health: &service::telemetry::Health) -> Result<(), Error> {
-        observe::describe();
-        let mut observer = Observer { source: self.source.clone(), target: self.target.clone(), sessions: None };
-        let shutdown = self.shutdown.clone();
-        while !shutdown.begun() {
-            self.round(true, health).await?;
-            let next = Instant::now() + self.settings.interval;
-            let mut look = self.settings.changed_interval.map(|interval| Instant::now() + interval);
-            while Instant::now() < next && !shutdown.begun() {
-                observer.look(self.tail.as_ref(), &self.settings.lane).await;
-                if look.is_some_and(|look| Instant::now() >= look) && !self.covered.is_empty() {
-                    let began = Instant::now();
-                    self.round(false, health).await?;
-                    // Most of the time it rests, whatever it costs.
-                    let rest = self.settings.changed_interval.map(|interval| interval.max(began.elapsed() * 4));
-                    look = rest.map(|rest| Instant::now() + rest);
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(OBSERVE_EVERY.min(self.settings.interval)) => {}
-                    () = shutdown.wait() => return Ok(()),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// One round of the service: of everything, or of what has changed.
-    async fn round(&mut self, full: bool, health: &service::telemetry::Health) -> Result<(), Error> {
-        let shutdown = self.shutdown.clone();
-        if full {
-            self.covered.clear();
-        }
-        let round = tokio::select! {
-            round = self.check_changed(None) => round,
-            () = shutdown.wait() => return Ok(()),
-        };
-        match round {
-            Ok(report) => {
-                observe::round_verified(&report, full);
-                health.ready(&format!("{} at the newest round", report.verdict.name()));
-            }
-            Err(error) if error.remedy() == Remedy::Stop => return Err(error),
-            Err(error) => {
-                observe::round_failed(&error);
-                self.tail = None;
-                health.unwell(&format!("the newest round failed: {error}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Between rounds: the lag, and what the window may forget.
-struct Observer {
-    source: Endpoint,
-    target: Endpoint,
-    sessions: Option<(Session, Session)>,
-}
-
-impl Observer {
-    async fn look(&mut self, tail: Option<&Tail>, lane: &str) {
-        let Some(tail) = tail else { return };
-        observe::window(tail.window().bytes());
-        if let Err(error) = self.measure(tail, lane).await {
-            self.sessions = None;
-            tracing::debug!(%error, "the lag could not be measured");
-        }
-    }
-
-    async fn measure(&mut self, tail: &Tail, lane: &str) -> Result<(), Error> {
-        if self.sessions.is_none() {
-            self.sessions = Some(tokio::try_join!(self.source.open(), self.target.open())?);
-        }
-        let Some((source, target)) = self.sessions.as_mut() else { return Ok(()) };
-        let (snapshot, _) = crate::reader::position(source).await?;
-        tail.window().passed(snapshot);
-        if let Some(lag) = lane::lag(source, target, lane).await? {
-            observe::lag(&lag);
-        }
-        Ok(())
     }
 }
 
@@ -524,81 +410,13 @@ impl Round<'_> {
         close(place).await;
         match place {
             Some(pair) => Ok(pair),
-            closed => {
-                let (source, target) = tokio::try_join!(self.endpoints.0.open(), self.endpoints.1.open())?;
-                Ok(closed.insert(Pair { source, target }))
-            }
+            closed => Ok(closed.insert(self.open().await?)),
         }
     }
 
-    /// Where rows went wrong. That it cannot be said takes nothing from what was found.
-    async fn trace(
-        &self,
-        online: &Online<'_>,
-        subject: &Subject<'_>,
-        pairs: &mut [Option<Pair>],
-        wrong: &BTreeSet<Vec<String>>,
-    ) -> Vec<Traced> {
-        if subject.source.keyless() {
-            return Vec::new();
-        }
-        let traced = async { trace::rows(self.pair(pairs).await?, online, subject, wrong).await };
-        match traced.await {
-            Ok(traced) => traced,
-            Err(error) => {
-                pairs.iter_mut().for_each(|pair| *pair = None);
-                tracing::warn!(table = %subject.source.table, %error, "where the rows went wrong cannot be said");
-                Vec::new()
-            }
-        }
-    }
-
-    /// What a comparison that begins now will cover, but for how far it comes.
-    async fn covering(
-        &self,
-        (source, target): (&TableDefinition, &TableDefinition),
-        pairs: &mut [Option<Pair>],
-    ) -> Result<Option<Coverage>, Error> {
-        let Some(online) = &self.online else { return Ok(None) };
-        let (table, pair) = (source.table(), self.pair(pairs).await?);
-        let mut standing = lane::standing(&mut pair.target, &online.lane, &table).await?;
-        let (here, there) = (reader::files(&mut pair.source, &table), reader::files(&mut pair.target, &table));
-        standing.files = <[String; 2]>::from(tokio::try_join!(here, there)?).to_vec();
-        let offsets = online.tail.window().offsets(&online.tail.topics().table(&table));
-        let fingerprint = coverage::fingerprint(source, target, &standing);
-        Ok(Some(Coverage { through: String::new(), offsets, fingerprint }))
-    }
-
-    /// The ranges of what has changed since the table was covered, what they will cover, and since when; none if all of it must
-    /// be compared.
-    async fn changed(
-        &self,
-        subject: &Subject<'_>,
-        covering: Option<&Coverage>,
-        pairs: &mut [Option<Pair>],
-    ) -> Result<Option<(Vec<Range>, Coverage, String)>, Error> {
-        let (Some(online), Some(delta), Some(now)) = (&self.online, &self.delta, covering) else { return Ok(None) };
-        let table = subject.source.table.to_string();
-        let before = delta.covered.get(&table).filter(|before| before.fingerprint == now.fingerprint);
-        let Some(before) = before.filter(|_| !subject.source.keyless()) else { return Ok(None) };
-        // Where no row has changed, no comparison would ask.
-        let target = &mut self.pair(pairs).await?.target;
-        let exact = lane::read(target, &online.lane).await?.is_some_and(|state| state.exact().is_ok());
-        if !exact || lane::table_blocked(target, &online.lane, &subject.target.table).await?.is_some() {
-            return Ok(None);
-        }
-        let mut decoders = online.decoders.lock().await;
-        match changed::since(online.tail, &mut decoders, &subject.target, &before.offsets).await? {
-            Changed::Keys { keys, offsets } => {
-                let keys: Vec<Vec<String>> = keys.into_iter().collect();
-                let ranges = keys.chunks(KEYS_TOGETHER).map(Range::of).collect();
-                Ok(Some((ranges, Coverage { offsets, ..now.clone() }, before.through.clone())))
-            }
-            Changed::All(why) => {
-                tracing::info!(table, why, "all of it is compared again");
-                Ok(None)
-            }
-        }
+    async fn open(&self) -> Result<Pair, Error> {
+        let (source, target) = tokio::try_join!(self.endpoints.0.open(), self.endpoints.1.open())?;
+        Ok(Pair { source, target })
     }
 
     /// Which rows are sampled: by the size of the files, because a table that was never analysed has no count of rows.
@@ -764,10 +582,7 @@ impl Round<'_> {
     ) -> Result<Result<Verified, Unsettled>, Error> {
         let mut held = match pair.take() {
             Some(held) => held,
-            None => {
-                let (source, target) = tokio::try_join!(self.endpoints.0.open(), self.endpoints.1.open())?;
-                Pair { source, target }
-            }
+            None => self.open().await?,
         };
         let outcome = attempt::compare(&mut held, self.online.as_ref(), subject, range, deadline).await;
         if outcome.is_ok() {
@@ -836,13 +651,4 @@ async fn open<'s>(session: &'s mut Option<Session>, endpoint: &Endpoint) -> Resu
         Some(open) => Ok(open),
         closed => Ok(closed.insert(endpoint.open().await?)),
     }
-}
-
-/// The service: rounds until it is told to stop.
-///
-/// # Errors
-/// What was wrong from the start.
-pub async fn run(context: Context) -> Result<(), Error> {
-    let mut validator = Validator::new(context.config, context.shutdown)?;
-    validator.run(&context.health).await
 }

@@ -104,6 +104,19 @@ pub async fn position(source: &mut Session) -> Result<(SourceSnapshot, Lsn), Err
     Ok((snapshot, written))
 }
 
+/// A query over `part (oid, relkind)`: a table, and its partitions at every level. (`pg_partition_tree` has no row of a table that is
+/// neither.)
+fn of_parts(query: &str, table: &TableName) -> Statement {
+    let sql = format!(
+        "WITH RECURSIVE part (oid, relkind) AS ( \
+           SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE n.nspname = $1 AND c.relname = $2 \
+           UNION ALL SELECT c.oid, c.relkind FROM part p JOIN pg_inherits i ON i.inhparent = p.oid \
+           JOIN pg_class c ON c.oid = i.inhrelid WHERE p.relkind = 'p') {query}"
+    );
+    statement(sql).bind(table.schema.clone()).bind(table.name.clone())
+}
+
 /// Whether the table's file, or each of its partitions', is still the one that the snapshot's catalog names: a table that
 /// was truncated or rewritten under a snapshot reads as empty without any error.
 ///
@@ -112,15 +125,9 @@ pub async fn position(source: &mut Session) -> Result<(SourceSnapshot, Lsn), Err
 pub async fn same_file(session: &mut Session, table: &TableName) -> Result<bool, Error> {
     let doing = format!("looking at the file of {table}");
     // Only relations of kind r have a file of rows.
-    let sql = "WITH RECURSIVE part (oid, relkind) AS ( \
-                 SELECT c.oid, c.relkind FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE n.nspname = $1 AND c.relname = $2 \
-                 UNION ALL SELECT c.oid, c.relkind FROM part p JOIN pg_inherits i ON i.inhparent = p.oid \
-                 JOIN pg_class c ON c.oid = i.inhrelid WHERE p.relkind = 'p') \
-               SELECT bool_and(p.relkind <> 'r' OR coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)) \
+    let sql = "SELECT bool_and(p.relkind <> 'r' OR coalesce(c.relfilenode = pg_relation_filenode(c.oid), false)) \
                FROM part p JOIN pg_class c ON c.oid = p.oid";
-    let bound = statement(sql.into()).bind(table.schema.clone()).bind(table.name.clone());
-    let rows = session.rows(&doing, bound).await?;
+    let rows = session.rows(&doing, of_parts(sql, table)).await?;
     match rows.first() {
         Some(row) => Ok(session.get::<Option<bool>>(&doing, row, 0)?.unwrap_or(false)),
         None => Ok(false),
@@ -133,14 +140,8 @@ pub async fn same_file(session: &mut Session, table: &TableName) -> Result<bool,
 /// `Database`, `Answer`.
 pub async fn files(session: &mut Session, table: &TableName) -> Result<String, Error> {
     let doing = format!("looking at the file of {table}");
-    let sql = "WITH RECURSIVE part (oid) AS ( \
-                 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE n.nspname = $1 AND c.relname = $2 \
-                 UNION ALL SELECT i.inhrelid FROM part p JOIN pg_inherits i ON i.inhparent = p.oid \
-                 JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition) \
-               SELECT coalesce(string_agg(oid || ':' || coalesce(pg_relation_filenode(oid), 0), ' ' ORDER BY oid), '') FROM part";
-    let bound = statement(sql.into()).bind(table.schema.clone()).bind(table.name.clone());
-    let row = session.row(&doing, bound).await?;
+    let sql = "SELECT coalesce(string_agg(oid || ':' || coalesce(pg_relation_filenode(oid), 0), ' ' ORDER BY oid), '') FROM part";
+    let row = session.row(&doing, of_parts(sql, table)).await?;
     session.get(&doing, &row, 0)
 }
 
@@ -374,8 +375,8 @@ const VALUE_CHARACTERS_MAX: usize = 1000;
 /// `Database`, `Answer`.
 pub async fn bytes(session: &mut Session, table: &TableName) -> Result<u64, Error> {
     let doing = format!("asking for the size of {table}");
-    let sql = "SELECT coalesce(sum(pg_relation_size(t.relid)), 0)::bigint FROM pg_partition_tree($1::regclass) AS t";
-    let row = session.row(&doing, statement(sql.into()).bind(table.quoted())).await?;
+    let sql = "SELECT coalesce(sum(pg_relation_size(oid)), 0)::bigint FROM part";
+    let row = session.row(&doing, of_parts(sql, table)).await?;
     Ok(session.get::<i64>(&doing, &row, 0)?.max(0) as u64)
 }
 

@@ -322,6 +322,22 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of these tables, before [`conclude`](Report::conclude).
+    pub fn new(migration: &str, mode: &'static str, tables: Vec<TableReport>) -> Report {
+        Report {
+            version: 1,
+            migration: migration.to_owned(),
+            mode,
+            verdict: Verdict::Match,
+            reason: None,
+            started_at_micros: 0,
+            seconds: 0.0,
+            verified_through: None,
+            lag: None,
+            tables,
+        }
+    }
+
     /// The verdict over all tables and the whole's own.
     pub fn conclude(&mut self) {
         let tables = Verdict::of(self.tables.iter().map(|table| table.verdict));
@@ -429,18 +445,7 @@ mod tests {
 
     #[test]
     fn the_json_has_the_fields_that_are_held_stable() {
-        let mut report = Report {
-            version: 1,
-            migration: "m".into(),
-            mode: "offline",
-            verdict: Verdict::Match,
-            reason: None,
-            started_at_micros: 0,
-            seconds: 0.0,
-            verified_through: None,
-            lag: None,
-            tables: vec![TableReport::new("public.t")],
-        };
+        let mut report = Report::new("m", "offline", vec![TableReport::new("public.t")]);
         report.tables[0].find(Finding::rows(2, Some("v"), "scale_lost", vec![Json::from("1")]));
         report.conclude();
         let json = serde_json::to_value(&report).unwrap();

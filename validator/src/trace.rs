@@ -8,18 +8,17 @@ use changelog::Position;
 use serde::Serialize;
 
 use crate::Error;
-use crate::attempt::{Online, POSITION_POLL, Pair, Subject};
+use crate::attempt::{Online, Pair, Subject};
 use crate::changed;
 use crate::images::{self, Image};
 use crate::lane;
 use crate::reader::{self, Checked, Given};
+use crate::report::KEYS_MAX;
 use crate::settle::SourceSnapshot;
 use crate::window::Change;
 
 /// Rows of one table whose events are looked for.
 const ROWS_MAX: usize = 500;
-/// Keys named for one hop.
-const KEYS_MAX: usize = 20;
 /// The topic is read from its beginning; a long one says nothing.
 const LOOKS_FOR: Duration = Duration::from_secs(60);
 
@@ -73,17 +72,12 @@ pub async fn rows(
     let Some(newest) = newest(online, subject, &wanted).await? else { return Ok(Vec::new()) };
     let moving = |change: &Change| !snapshot.sees(change.xid) || change.position > applied;
     let (moving, newest): (Vec<Change>, Vec<Change>) = newest.into_iter().partition(moving);
-    let images = {
+    let (images, moving) = {
         let decoders = online.decoders.lock().await;
-        match images::newest(&decoders, &newest, &subject.target, subject.definition)? {
-            Ok(images) => images,
-            // The table has changed since.
-            Err(_) => return Ok(Vec::new()),
-        }
-    };
-    let moving = {
-        let decoders = online.decoders.lock().await;
-        images::keys(&decoders, &moving, &subject.target)?.unwrap_or_default()
+        let images = images::newest(&decoders, &newest, &subject.target, subject.definition)?;
+        // Else the table has changed since.
+        let Ok(images) = images else { return Ok(Vec::new()) };
+        (images, images::keys(&decoders, &moving, &subject.target)?.unwrap_or_default())
     };
     let given = Given::new((0..subject.target.fields.len()).collect(), images.iter().map(Image::texts));
     let flags = |layout| images.iter().map(|image: &Image| image.flags(layout)).collect();
@@ -120,16 +114,12 @@ pub async fn rows(
 async fn aligned(pair: &mut Pair, online: &Online<'_>) -> Result<Option<(SourceSnapshot, Position)>, Error> {
     pair.source.begin().await?;
     let (snapshot, through) = reader::position(&mut pair.source).await?;
-    let deadline = Instant::now() + LOOKS_FOR / 6;
-    while Instant::now() < deadline {
-        pair.target.begin().await?;
-        let state = lane::read(&mut pair.target, &online.lane).await?;
-        match state.map(|state| state.applied) {
-            Some(applied) if reader::covers(applied, through) => return Ok(Some((snapshot, applied))),
-            _ => tokio::time::sleep(POSITION_POLL).await,
-        }
+    if !lane::reaches(&mut pair.target, &online.lane, through, Instant::now() + LOOKS_FOR / 6).await? {
+        return Ok(None);
     }
-    Ok(None)
+    pair.target.begin().await?;
+    let state = lane::read(&mut pair.target, &online.lane).await?;
+    Ok(state.map(|state| (snapshot, state.applied)))
 }
 
 /// Pure.

@@ -119,18 +119,7 @@ mod tests {
     use super::*;
 
     fn report(tables: Vec<TableReport>) -> Report {
-        let mut report = Report {
-            version: 1,
-            migration: "m".into(),
-            mode: "offline",
-            verdict: Verdict::Match,
-            reason: None,
-            started_at_micros: 0,
-            seconds: 0.0,
-            verified_through: None,
-            lag: None,
-            tables,
-        };
+        let mut report = Report::new("m", "offline", tables);
         report.conclude();
         report
     }

@@ -1,6 +1,7 @@
 //! Numbers, times and sizes as the page writes them. Pure.
 
 use crate::statistics::Measure;
+use changelog::text::civil_from_days;
 
 /// Between groups of three digits: narrow, and no line breaks there.
 const GROUP: char = '\u{202f}';
@@ -116,17 +117,9 @@ impl Unit<'_> {
     }
 }
 
-/// `2026-11-28`, of seconds since 1970; the proleptic Gregorian calendar (Hinnant, "chrono-compatible low-level date algorithms").
+/// `2026-11-28`, of seconds since 1970.
 pub fn date(seconds: f64) -> String {
-    let days = (seconds / 86_400.0).floor() as i64 + 719_468;
-    let era = days.div_euclid(146_097);
-    let of_era = days.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = civil_from_days((seconds / 86_400.0).floor() as i64);
     if year > 0 { format!("{year:04}-{month:02}-{day:02}") } else { format!("{:04}-{month:02}-{day:02} BC", 1 - year) }
 }
 

@@ -150,18 +150,7 @@ mod tests {
     use crate::report::Finding;
 
     fn report(mode: &'static str, tables: Vec<TableReport>) -> Report {
-        let mut report = Report {
-            version: 1,
-            migration: "m".into(),
-            mode,
-            verdict: Verdict::Match,
-            reason: None,
-            started_at_micros: 0,
-            seconds: 0.0,
-            verified_through: None,
-            lag: None,
-            tables,
-        };
+        let mut report = Report::new("m", mode, tables);
         report.conclude();
         report
     }
