@@ -110,6 +110,9 @@ pub struct TableChange {
     pub previous_schema_id: Option<u32>,
     /// Of the table as it is now; none if it was dropped, and none of a new partition.
     pub schema_id: Option<u32>,
+    /// Whether the values of its rows were computed anew for the type of a column, perhaps by an expression and with the type as it
+    /// was: no event tells them.
+    pub rewritten: bool,
     /// Of a new partition, what follows PARTITION OF: its parent, its bound, and what it is itself partitioned by. Else empty.
     pub partition_of: String,
 }
@@ -200,6 +203,7 @@ impl LaneRecord {
                     }
                     put_long(out, table.previous_schema_id.map_or(0, i64::from));
                     put_long(out, table.schema_id.map_or(0, i64::from));
+                    put_boolean(out, table.rewritten);
                     put_bytes(out, table.partition_of.as_bytes());
                 });
             }
@@ -279,7 +283,8 @@ fn table_change(r: &mut Reader<'_>) -> Result<TableChange, Error> {
         Ok(Some(id).filter(|id| *id != 0))
     };
     let (previous_schema_id, schema_id) = (schema_id()?, schema_id()?);
-    Ok(TableChange { table, previous, previous_schema_id, schema_id, partition_of: r.string()?.to_owned() })
+    let (rewritten, partition_of) = (r.boolean()?, r.string()?.to_owned());
+    Ok(TableChange { table, previous, previous_schema_id, schema_id, rewritten, partition_of })
 }
 
 fn put_position(out: &mut Vec<u8>, position: &Position) {

@@ -305,6 +305,7 @@ fn control_records() -> Vec<LaneRecord> {
                     previous: TableName::new("s", "t"),
                     previous_schema_id: Some(7),
                     schema_id: Some(8),
+                    rewritten: true,
                     partition_of: String::new(),
                 },
                 TableChange {
@@ -312,6 +313,7 @@ fn control_records() -> Vec<LaneRecord> {
                     previous: TableName::new("s", "v"),
                     previous_schema_id: None,
                     schema_id: None,
+                    rewritten: false,
                     partition_of: "s.t DEFAULT".into(),
                 },
             ],

@@ -124,6 +124,8 @@ pub struct Told<'a> {
     /// Of the table as it was.
     pub previous_schema_id: Option<u32>,
     pub statement: &'a str,
+    /// Values of its rows were computed anew.
+    pub rewritten: bool,
 }
 
 /// What came of a schema that is met for the first time.
@@ -235,7 +237,8 @@ impl Relations {
         position: Position,
         told: Option<Told<'_>>,
     ) -> Result<Met, Error> {
-        if let Some(relation) = self.by_schema.get(&schema_id) {
+        let rewritten = told.is_some_and(|told| told.rewritten);
+        if let Some(relation) = self.by_schema.get(&schema_id).filter(|_| !rewritten) {
             return Ok(Met::Relation(relation.clone()));
         }
         let decoder = self.decoder(schema_id).await?.clone();
@@ -250,13 +253,16 @@ impl Relations {
         let target = table(connection, &name).await?;
         if standing == Standing::New {
             identity::set(connection, &self.lane, (&name, shape.oid), 0).await?;
-            self.identities = None;
+            if let Some(known) = &mut self.identities {
+                known.learn(&name, shape.oid);
+            }
         }
         self.read_current(connection, &name).await?;
         let known = self.current.get(&name);
         let current = known.and_then(Option::as_ref);
         let older = current.is_some_and(|current| position < current.since);
-        if !older && current.is_none_or(|current| current.schema_id != schema_id) {
+        let anew = |current: &Current| rewritten && current.since < position;
+        if !older && current.is_none_or(|current| current.schema_id != schema_id || anew(current)) {
             let before = told.and_then(|told| told.previous_schema_id);
             // What was told was said in the change's own transaction; what a row said before, perhaps of a later catalog.
             let prior = match (before, current) {
@@ -268,8 +274,7 @@ impl Relations {
                     None => earlier(&self.registry, &self.topics, &name, schema_id).await?,
                 },
             };
-            let statement = told.map(|told| told.statement);
-            let statements = statements(connection, (prior.as_deref(), &shape), &target, statement, position).await?;
+            let statements = statements(connection, (prior.as_deref(), &shape), &target, told, position).await?;
             let changed = prior.is_some() || !statements.is_empty();
             let (table, shape) = (name.clone(), shape.clone());
             let alteration = Alteration { table, position, schema_id, shape, statements, changed };
@@ -404,7 +409,7 @@ async fn statements(
     connection: &mut PgConnection,
     (prior, next): (Option<&TableShape>, &TableShape),
     target_table: &TargetTable,
-    statement: Option<&str>,
+    told: Option<Told<'_>>,
     position: Position,
 ) -> Result<Vec<String>, Error> {
     let wanted = |column: &&Column| {
@@ -427,7 +432,7 @@ async fn statements(
     let retyped = next.columns.iter().filter_map(|column| Some((column, prior.and_then(|prior| same(prior, column))?)));
     let retyped: Vec<(&Column, &Column)> = retyped.filter(|(new, old)| new.type_name != old.type_name).collect();
     let mut plain: HashSet<String> = next.columns.iter().map(|column| column.name.clone()).collect();
-    if statement.is_some() && !retyped.is_empty() {
+    if told.is_some() && !retyped.is_empty() {
         let query = sqlx::query_scalar::<_, String>(PLAIN_CASTS)
             .bind(retyped.iter().map(|(new, _)| new.name.as_str()).collect::<Vec<_>>())
             .bind(retyped.iter().map(|(_, old)| old.type_name.as_str()).collect::<Vec<_>>())
@@ -435,7 +440,10 @@ async fn statements(
         let found = query.fetch_all(&mut *connection).await.map_err(target("the casts of the columns"))?;
         plain.retain(|name| !retyped.iter().any(|(new, _)| new.name == *name) || found.contains(name));
     }
-    let evolution = Evolution { prior, next, target: target_table, declared: &declared, plain: &plain, statement };
+    let statement = told.map(|told| told.statement);
+    let rewritten = told.is_some_and(|told| told.rewritten);
+    let evolution =
+        Evolution { prior, next, target: target_table, declared: &declared, plain: &plain, statement, rewritten };
     evolution.statements().map_err(|refusal| Error::SchemaChange {
         table: next.table.clone(),
         position,

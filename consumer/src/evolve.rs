@@ -27,6 +27,8 @@ pub struct Evolution<'a> {
     pub plain: &'a HashSet<String>,
     /// The statement that the source ran, where it was told with the change.
     pub statement: Option<&'a str>,
+    /// Values of the rows were computed anew for the type of a column, which may be as it was.
+    pub rewritten: bool,
 }
 
 /// Why the lane stops before the change.
@@ -49,8 +51,16 @@ impl Evolution<'_> {
             Some(prior) => self.structure(prior)?,
             None => self.first()?,
         };
+        let mut retyped = false;
         for column in &self.next.columns {
-            self.definition(column, &mut out)?;
+            retyped |= self.definition(column, &mut out)?;
+        }
+        if self.rewritten && !retyped {
+            let by = self.statement.filter(|statement| !statement.is_empty());
+            let by = by.map(|statement| format!(", by: {statement}")).unwrap_or_default();
+            let what = format!("has had values of all its rows computed anew, without another type{by}");
+            // The copy comes in a table that is like the source's.
+            return Err(Refusal { what, statement: out.join("; "), copy_again: true });
         }
         Ok(out)
     }
@@ -209,22 +219,29 @@ impl Evolution<'_> {
         Ok(())
     }
 
-    /// Type, default and NOT NULL of a column that was there.
-    fn definition(&self, column: &Column, out: &mut Vec<String>) -> Result<(), Refusal> {
-        let Some(old) = self.prior.and_then(|prior| same(prior, column)) else { return Ok(()) };
+    /// Type, default and NOT NULL of a column that was there. Yields whether its type has changed.
+    fn definition(&self, column: &Column, out: &mut Vec<String>) -> Result<bool, Refusal> {
+        let Some(old) = self.prior.and_then(|prior| same(prior, column)) else { return Ok(false) };
+        let retyped = (&old.type_name, old.typmod) != (&column.type_name, column.typmod);
         let (table, name) = (self.table(), quote_identifier(&column.name));
         let target = |name: &str| self.target.columns.iter().find(|candidate| candidate.name == name);
-        let Some(target) = target(&old.name).or_else(|| target(&column.name)) else { return Ok(()) };
-        if (&old.type_name, old.typmod) != (&column.type_name, column.typmod) {
+        let Some(target) = target(&old.name).or_else(|| target(&column.name)) else { return Ok(retyped) };
+        if retyped {
             let declared = self.declared.get(&column.name);
             if declared != Some(&target.declared) {
                 let declared = declared.unwrap_or(&column.type_name);
                 let statement = format!("ALTER COLUMN {name} TYPE {declared}");
                 let told = self.statement.is_some_and(casts_plainly);
                 if !told || !self.plain.contains(&column.name) {
-                    let what = format!("has changed the type of column {} to {declared}", column.name);
-                    let what =
-                        if told { format!("{what}, by a cast that depends on the session's settings") } else { what };
+                    let (by, expression) = match self.statement {
+                        Some(_) if told => (", by a cast that depends on the session's settings".into(), ""),
+                        Some(statement) if !statement.is_empty() => {
+                            (format!(", by: {statement}"), " USING …, as the source did")
+                        }
+                        _ => (", perhaps USING an expression, which must be given too".into(), ""),
+                    };
+                    let what = format!("has changed the type of column {} to {declared}{by}", column.name);
+                    let statement = format!("{statement}{expression}");
                     return Err(Refusal { copy_again: told, ..self.refuse(what, &statement) });
                 }
                 out.push(format!("ALTER TABLE {table} {statement}"));
@@ -245,7 +262,7 @@ impl Evolution<'_> {
             }
             _ => {}
         }
-        Ok(())
+        Ok(retyped)
     }
 }
 

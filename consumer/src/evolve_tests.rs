@@ -49,7 +49,8 @@ fn asked(
     let plain = next.columns.iter().filter(|column| column.type_name != "pg_catalog.timestamptz");
     let plain = plain.map(|column| column.name.clone()).collect();
     let (next, target, declared, plain) = (&next, &target, &declared, &plain);
-    let statements = Evolution { prior, next, target, declared, plain, statement }.statements()?;
+    let rewritten = statement.is_some_and(|statement| statement.contains("USING"));
+    let statements = Evolution { prior, next, target, declared, plain, statement, rewritten }.statements()?;
     let short = |statement: String| statement.strip_prefix("ALTER TABLE \"s\".\"t\" ").unwrap().to_owned();
     Ok(statements.into_iter().map(short).collect())
 }
@@ -130,6 +131,25 @@ fn a_type_changes_only_where_the_statement_is_known_to_cast() {
     }
     let lacking = [typed("a", 1, "s.mood")];
     assert!(refused(&old, &lacking, &["a"]).statement.ends_with("TYPE s.mood"));
+}
+
+#[test]
+fn values_that_an_expression_gave_are_copied_again_also_where_no_type_tells_of_them() {
+    let (a, b) = (column("a", 1), column("b", 2));
+    let by = |next: &[Column]| {
+        asked(Some(std::slice::from_ref(&a)), next, &["a"], Some("ALTER TABLE t ALTER a TYPE int USING -a"))
+    };
+    for (next, statement) in
+        [(&[a.clone()][..], ""), (&[a.clone(), b], "ALTER TABLE \"s\".\"t\" ADD COLUMN \"b\" integer")]
+    {
+        let refusal = by(next).unwrap_err();
+        assert!(
+            refusal.copy_again && refusal.statement == statement && refusal.what.contains("USING -a"),
+            "{refusal:?}"
+        );
+    }
+    let refusal = by(&[typed("a", 1, "pg_catalog.int8")]).unwrap_err();
+    assert!(refusal.what.contains("USING -a") && refusal.statement.contains("TYPE bigint USING …"), "{refusal:?}");
 }
 
 #[test]

@@ -89,11 +89,8 @@ impl Moving {
 
     /// The source tells of no change of its tables from here on.
     pub fn without_trigger(&self) {
-        let name = self
-            .source
-            .value("SELECT quote_ident(evtname) FROM pg_event_trigger WHERE evtname LIKE 'dflux %'")
-            .unwrap();
-        self.source.run(&format!("DROP EVENT TRIGGER {name}")).unwrap();
+        let sql = "SELECT string_agg(format('DROP EVENT TRIGGER %I', evtname), '; ') FROM pg_event_trigger WHERE evtname LIKE 'dflux %'";
+        self.source.run(&self.source.value(sql).unwrap()).unwrap();
     }
 
     /// Starts a service again, killed now if it was not before.

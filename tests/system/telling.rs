@@ -234,3 +234,54 @@ fn a_statement_of_the_application_never_fails_by_the_event_trigger() {
         .run(&format!("REASSIGN OWNED BY {name} TO postgres; DROP OWNED BY {name}; DROP ROLE {name}"))
         .unwrap();
 }
+
+#[test]
+fn values_that_are_rewritten_without_another_type_stop_the_lane_until_they_are_copied() {
+    let mut moving = Moving::shared("rewritten");
+    moving
+        .source
+        .run(
+            "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 900) i;
+             CREATE TABLE parted (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);
+             CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (50); CREATE TABLE high PARTITION OF parted DEFAULT;
+             INSERT INTO parted SELECT i, 'p' || i FROM generate_series(1, 100) i",
+        )
+        .unwrap();
+    moving.prepare();
+    moving.start();
+    // Where the values stay as they are, nothing is to be copied.
+    for sql in ["ALTER TABLE t ALTER v TYPE text USING v", "VACUUM FULL t", "ALTER TABLE t ALTER v SET DEFAULT 'd'"] {
+        moving.source.run(sql).unwrap();
+        moving.caught_up();
+    }
+    for (table, sql) in [
+        (
+            "t",
+            "BEGIN; UPDATE t SET v = 'before' WHERE id = 1; ALTER TABLE t ALTER v TYPE text USING upper(v); UPDATE t SET v = 'behind' WHERE id = 2; COMMIT",
+        ),
+        ("parted", "ALTER TABLE parted ADD COLUMN more int, ALTER v TYPE text USING v || '!'"),
+        ("t", "DO $$ BEGIN ALTER TABLE t ALTER id TYPE int USING -id; END $$"),
+    ] {
+        moving.source.run(sql).unwrap();
+        let (error, hint) = stopped(&moving, sql);
+        assert!(
+            error.contains(&format!("public.{table} in the source has had values of all its rows computed anew")),
+            "{error}"
+        );
+        assert!(hint.contains(&format!("dflux resync public.{table}")), "{hint}");
+        // Started again before it is copied, it stops again.
+        moving.restart(1);
+        stopped(&moving, sql);
+        if let Some(statement) = hint.strip_prefix("run in the target: ").and_then(|hint| hint.split(';').next()) {
+            moving.target.run(statement).unwrap();
+        }
+        moving
+            .source
+            .run(&format!("INSERT INTO {table} (id, v) VALUES (7000 + (SELECT count(*) FROM {table}), 'later')"))
+            .unwrap();
+        run("dflux", &moving.migration.config(), ["resync", table]).unwrap().expect_code(0).unwrap();
+        moving.restart(1);
+        moving.caught_up();
+        moving.assert_tables_same(&["t", "parted"]);
+    }
+}

@@ -195,18 +195,21 @@ impl Pipeline<'_> {
     }
 
     async fn table_changed(&mut self, changed: &TableChange, change: &SchemaChange) -> Result<(), Error> {
-        let TableChange { table, previous, previous_schema_id, schema_id, partition_of } = changed;
+        let TableChange { table, previous, previous_schema_id, schema_id, rewritten, partition_of } = changed;
         if !partition_of.is_empty() {
             return self.whole_table().await?.add_partition(table, partition_of, change).await;
         }
         let Some(schema_id) = *schema_id else { return Ok(()) };
-        // One that has had yet another name, of which nothing was told, gets this one as it is met.
-        let connection = &mut self.whole_table().await?.connection;
-        let known = catalog::exists(connection, previous).await? || catalog::exists(connection, table).await?;
-        if table != previous && known && !self.rename((previous, table), change.position).await? {
-            return Ok(());
+        if table != previous {
+            let connection = &mut self.whole_table().await?.connection;
+            // One that has had yet another name, of which nothing was told, gets this one as it is met.
+            let known = catalog::exists(connection, previous).await? || catalog::exists(connection, table).await?;
+            if known && !self.rename((previous, table), change.position).await? {
+                return Ok(());
+            }
         }
-        let told = Told { previous_schema_id: *previous_schema_id, statement: &change.statement };
+        let told =
+            Told { previous_schema_id: *previous_schema_id, statement: &change.statement, rewritten: *rewritten };
         self.meet(schema_id, change.position, Some(told)).await.map(|_| ())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  ALTER TABLE … ─> ddl_command_end ─> dflux."<migration>"() ─> pg_logical_emit_message ─> WAL ─> [`told`]
-//!                                         └ dflux.source_table: what each published table was like
+//!        └────────> table_rewrite ──────────┴ dflux.source_table: what each published table was like
 //! ```
 //! The message lies in the WAL between the changes before and behind the statement, with the tables described as they are
 //! there; a session of ours would see the catalog of some later time. It needs a superuser to be made. Without it, or
@@ -29,11 +29,12 @@ use crate::error::Error;
 const DOING: &str = "make the event trigger";
 
 /// Statements by which a table can be made, changed, renamed or dropped. ALTER PUBLICATION: what is published changes.
-const TAGS: [&str; 11] = [
+const TAGS: [&str; 12] = [
     "CREATE TABLE",
     "ALTER TABLE",
     "DROP TABLE",
     "ALTER SCHEMA",
+    "ALTER TYPE",
     "DROP SCHEMA",
     "DROP OWNED",
     "DROP EXTENSION",
@@ -49,6 +50,11 @@ pub const NAME_PREFIX: &str = "dflux ";
 /// What the migration's is called.
 pub fn called(migration: &str) -> String {
     format!("{NAME_PREFIX}{migration}")
+}
+
+/// The same of the one that hears of values that are computed anew for the type of a column.
+fn called_rewrite(migration: &str) -> String {
+    format!("{NAME_PREFIX}rewrite {migration}")
 }
 
 /// Settings that decide how a value is printed, or whose a name is.
@@ -80,7 +86,8 @@ fn install_sql(migration: &str, lane: &str, publication: &str) -> String {
     format!(
         "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';{local}
 CREATE SCHEMA IF NOT EXISTS dflux;
-CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_table (migration text, relid oid, description json NOT NULL, PRIMARY KEY (migration, relid));
+CREATE UNLOGGED TABLE IF NOT EXISTS dflux.source_table (migration text, relid oid, description json NOT NULL,
+    rewritten boolean NOT NULL DEFAULT false, PRIMARY KEY (migration, relid));
 DO $dflux$ BEGIN
     -- What another role owns could do as a superuser what that role likes.
     IF EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'dflux' AND nspowner <> current_user::pg_catalog.regrole)
@@ -112,6 +119,15 @@ BEGIN
     IF NOT EXISTS (SELECT FROM dflux.source_table r WHERE r.migration = {name}) THEN
         {sync}
     END IF;
+    IF TG_EVENT = 'table_rewrite' THEN
+        -- Told at the end of the statement. 4: a column's values; the others are a default, and how rows are stored.
+        IF pg_catalog.pg_event_trigger_table_rewrite_reason() & 4 <> 0 THEN
+            leaf := pg_catalog.pg_event_trigger_table_rewrite_oid();
+            UPDATE dflux.source_table r SET rewritten = true WHERE r.migration = {name}
+                AND (r.relid = leaf OR r.relid IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(leaf) a (relid)));
+        END IF;
+        RETURN;
+    END IF;
     GET DIAGNOSTICS context = PG_CONTEXT;
     SELECT coalesce(pg_catalog.array_agg(d.objid), '{{}}'),
         coalesce(pg_catalog.array_agg(d.objid) FILTER (WHERE d.command_tag = 'CREATE TABLE'), '{{}}')
@@ -131,22 +147,23 @@ BEGIN
     WITH RECURSIVE below (relid) AS (
         SELECT pg_catalog.unnest(listed) UNION SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN below b ON i.inhparent = b.relid
     ), known AS (
-        SELECT r.relid, r.description FROM dflux.source_table r WHERE r.migration = {name}
+        SELECT r.relid, r.description, r.rewritten FROM dflux.source_table r WHERE r.migration = {name}
     ), subject AS (
-        SELECT k.relid, k.description AS before, c.oid IS NOT NULL AS there FROM known k
+        SELECT k.relid, k.description AS before, c.oid IS NOT NULL AS there, k.rewritten FROM known k
             LEFT JOIN pg_catalog.pg_class c ON c.oid = k.relid LEFT JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             -- Of thousands of tables only those are looked at that the statement can concern.
-            WHERE k.relid IN (SELECT b.relid FROM below b) OR (TG_TAG LIKE 'DROP%' AND c.oid IS NULL)
+            WHERE k.rewritten OR k.relid IN (SELECT b.relid FROM below b) OR (TG_TAG LIKE 'DROP%' AND c.oid IS NULL)
                 OR (TG_TAG = 'ALTER SCHEMA' AND n.nspname IS DISTINCT FROM k.description #>> '{{tables,0,1}}')
         UNION ALL
-        SELECT c.oid, NULL, true FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        SELECT c.oid, NULL, true, false FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE c.oid = ANY (made) AND c.relispartition AND c.relkind IN ('r', 'p') AND {USER_TABLES}
                 AND pg_catalog.pg_partition_root(c.oid) IN (SELECT k.relid FROM known k) AND c.oid NOT IN (SELECT k.relid FROM known k)
     ), change AS (
-        SELECT subject.relid, subject.before, CASE WHEN subject.there THEN {description} END AS after FROM subject
+        SELECT subject.relid, subject.rewritten, subject.before, CASE WHEN subject.there THEN {description} END AS after FROM subject
     )
-    SELECT pg_catalog.json_agg(pg_catalog.json_build_object('oid', x.relid, 'before', x.before, 'after', x.after)) INTO told
-        FROM change x WHERE x.before::pg_catalog.text IS DISTINCT FROM x.after::pg_catalog.text;
+    SELECT pg_catalog.json_agg(pg_catalog.json_build_object('oid', x.relid, 'before', x.before, 'after', x.after,
+            'rewritten', x.rewritten)) INTO told
+        FROM change x WHERE x.rewritten OR x.before::pg_catalog.text IS DISTINCT FROM x.after::pg_catalog.text;
     IF told IS NOT NULL THEN
         -- A message's bytes are sent as they are, whatever the server's encoding is.
         PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', pg_catalog.convert_to(pg_catalog.json_build_object('lane', {lane},
@@ -158,7 +175,7 @@ BEGIN
         PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}.end', '');
         DELETE FROM dflux.source_table r USING pg_catalog.json_array_elements(told) t
             WHERE r.migration = {name} AND r.relid = (t ->> 'oid')::pg_catalog.oid AND t ->> 'after' IS NULL;
-        UPDATE dflux.source_table r SET description = t -> 'after' FROM pg_catalog.json_array_elements(told) t
+        UPDATE dflux.source_table r SET description = t -> 'after', rewritten = false FROM pg_catalog.json_array_elements(told) t
             WHERE r.migration = {name} AND r.relid = (t ->> 'oid')::pg_catalog.oid AND t ->> 'after' IS NOT NULL;
     END IF;
     IF TG_TAG = 'ALTER PUBLICATION' THEN
@@ -171,10 +188,14 @@ EXCEPTION WHEN OTHERS THEN
     RAISE LOG 'dflux: a change of tables of migration {escaped} was not told: %', SQLERRM;
 END $dflux$;
 DO $dflux$ BEGIN
-    IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE evtfoid = {function_literal}::pg_catalog.regprocedure) THEN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE (evtfoid, evtevent) = ({function_literal}::pg_catalog.regprocedure, 'table_rewrite')) THEN
+        CREATE EVENT TRIGGER {rewrite} ON table_rewrite EXECUTE FUNCTION {function}();
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_event_trigger WHERE (evtfoid, evtevent) = ({function_literal}::pg_catalog.regprocedure, 'ddl_command_end')) THEN
         CREATE EVENT TRIGGER {quoted} ON ddl_command_end WHEN TAG IN ({tags}) EXECUTE FUNCTION {function}();
     END IF;
     -- Also where a session calls itself a replica.
+    ALTER EVENT TRIGGER {rewrite} ENABLE ALWAYS;
     ALTER EVENT TRIGGER {quoted} ENABLE ALWAYS;
 END $dflux$;
 COMMIT",
@@ -184,6 +205,7 @@ COMMIT",
         escaped = migration.replace('%', "%%").replace('\'', "''"),
         called_literal = quote_literal(&called),
         quoted = quote_identifier(&called),
+        rewrite = quote_identifier(&called_rewrite(migration)),
         function_literal = quote_literal(&format!("{function}()")),
         tags = tags.join(", "),
     )
@@ -210,7 +232,7 @@ pub async fn installed(client: &Client, migration: &str) -> Result<bool, Error> 
     let function = quote_literal(&format!("dflux.{}()", quote_identifier(migration)));
     let sql = format!(
         "SELECT 1 FROM pg_catalog.pg_event_trigger \
-         WHERE evtfoid = pg_catalog.to_regprocedure({function}) AND evtenabled IN ('O', 'A')"
+         WHERE evtfoid = pg_catalog.to_regprocedure({function}) AND evtevent = 'ddl_command_end' AND evtenabled IN ('O', 'A')"
     );
     Ok(!rows(client, "look for the event trigger", &sql).await?.is_empty())
 }
@@ -304,6 +326,8 @@ pub struct Told {
 pub struct Changed {
     pub before: Option<Table>,
     pub after: Option<Table>,
+    /// Its rows were written anew for the type of a column, perhaps with other values and the type as it was.
+    pub rewritten: bool,
 }
 
 #[derive(Deserialize)]
@@ -318,6 +342,7 @@ struct Message {
 struct Described {
     before: Option<Answers>,
     after: Option<Answers>,
+    rewritten: bool,
 }
 
 /// # Errors
@@ -328,7 +353,9 @@ pub fn told(content: &[u8]) -> Result<Told, String> {
         let Some(answers) = answers else { return Ok(None) };
         Ok(described(&answers).map_err(|error| error.to_string())?.into_iter().next())
     };
-    let changed = |told: Described| Ok(Changed { before: table(told.before)?, after: table(told.after)? });
+    let changed = |told: Described| {
+        Ok(Changed { before: table(told.before)?, after: table(told.after)?, rewritten: told.rewritten })
+    };
     let changes = message.tables.into_iter().map(changed).collect::<Result<_, String>>()?;
     Ok(Told { lane: message.lane, secret: message.secret, statement: message.statement, changes })
 }

@@ -67,7 +67,7 @@ impl StreamTables {
     /// The registry refuses a schema.
     pub async fn tell(&mut self, changes: Vec<Changed>) -> Result<Vec<TableChange>, Error> {
         let mut out = Vec::with_capacity(changes.len());
-        for Changed { before, after } in changes {
+        for Changed { before, after, rewritten } in changes {
             let Some(before) = before else {
                 out.extend(after.and_then(partition));
                 continue;
@@ -77,13 +77,14 @@ impl StreamTables {
                 Some(after) => Some(self.lane.register(&after.shape(&self.lane.database)).await?.0),
                 None => None,
             };
-            if schema_id == Some(previous_schema_id) {
+            if schema_id == Some(previous_schema_id) && !rewritten {
                 continue;
             }
             let table = after.as_ref().map_or_else(|| before.name.clone(), |after| after.name.clone());
             let previous_schema_id = Some(previous_schema_id);
             let previous = before.name;
-            out.push(TableChange { table, previous, previous_schema_id, schema_id, partition_of: String::new() });
+            let partition_of = String::new();
+            out.push(TableChange { table, previous, previous_schema_id, schema_id, rewritten, partition_of });
             self.told.extend(after.map(|after| (after.oid, after)));
         }
         Ok(out)
@@ -187,7 +188,8 @@ impl StreamTables {
 /// A partition that was made: its rows are its root's.
 fn partition(made: catalog::Table) -> Option<TableChange> {
     let (table, partition_of) = (made.name.clone(), made.partition_of?);
-    Some(TableChange { table, previous: made.name, previous_schema_id: None, schema_id: None, partition_of })
+    let (previous_schema_id, schema_id, rewritten) = (None, None, false);
+    Some(TableChange { table, previous: made.name, previous_schema_id, schema_id, rewritten, partition_of })
 }
 
 /// Whether the table was told to be what the stream says now: nothing happened in between that was not told. Pure.
