@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use changelog::table::quote_literal;
 use changelog::{Column, EventDecoder, Position, TableName, TableShape, Topics};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use service::registry::RegistryClient;
@@ -274,6 +275,11 @@ impl Relations {
                     None => earlier(&self.registry, &self.topics, &name, schema_id).await?,
                 },
             };
+            let rewritten = match rewritten {
+                true => unsaid(connection, &self.lane, (&name, position)).await?,
+                false => None,
+            };
+            let told = (told.map(|told| told.statement), rewritten.as_deref());
             let statements = statements(connection, (prior.as_deref(), &shape), &target, told, position).await?;
             let changed = prior.is_some() || !statements.is_empty();
             let (table, shape) = (name.clone(), shape.clone());
@@ -409,13 +415,15 @@ async fn statements(
     connection: &mut PgConnection,
     (prior, next): (Option<&TableShape>, &TableShape),
     target_table: &TargetTable,
-    told: Option<Told<'_>>,
+    (statement, rewritten): (Option<&str>, Option<&str>),
     position: Position,
 ) -> Result<Vec<String>, Error> {
     let wanted = |column: &&Column| {
         let old = prior.and_then(|prior| same(prior, column));
         let there = target_table.columns.iter().any(|target| target.name == column.name);
-        !there || old.is_none_or(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
+        !there
+            || rewritten.is_some()
+            || old.is_none_or(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
     };
     let wanted: Vec<&Column> = next.columns.iter().filter(wanted).collect();
     let mut declared = HashMap::new();
@@ -432,7 +440,7 @@ async fn statements(
     let retyped = next.columns.iter().filter_map(|column| Some((column, prior.and_then(|prior| same(prior, column))?)));
     let retyped: Vec<(&Column, &Column)> = retyped.filter(|(new, old)| new.type_name != old.type_name).collect();
     let mut plain: HashSet<String> = next.columns.iter().map(|column| column.name.clone()).collect();
-    if told.is_some() && !retyped.is_empty() {
+    if statement.is_some() && !retyped.is_empty() {
         let query = sqlx::query_scalar::<_, String>(PLAIN_CASTS)
             .bind(retyped.iter().map(|(new, _)| new.name.as_str()).collect::<Vec<_>>())
             .bind(retyped.iter().map(|(_, old)| old.type_name.as_str()).collect::<Vec<_>>())
@@ -440,8 +448,6 @@ async fn statements(
         let found = query.fetch_all(&mut *connection).await.map_err(target("the casts of the columns"))?;
         plain.retain(|name| !retyped.iter().any(|(new, _)| new.name == *name) || found.contains(name));
     }
-    let statement = told.map(|told| told.statement);
-    let rewritten = told.is_some_and(|told| told.rewritten);
     let evolution =
         Evolution { prior, next, target: target_table, declared: &declared, plain: &plain, statement, rewritten };
     evolution.statements().map_err(|refusal| Error::SchemaChange {
@@ -451,11 +457,25 @@ async fn statements(
     })
 }
 
+/// None if a person has said that the target's rows have the values that were computed anew here; else how to say it.
+async fn unsaid(
+    connection: &mut PgConnection,
+    lane: &str,
+    (name, position): (&TableName, Position),
+) -> Result<Option<String>, Error> {
+    let sql =
+        "SELECT 1 FROM dflux.rewritten WHERE (lane, schema_name, table_name, commit_lsn) = ($1, $2, $3, $4::pg_lsn)";
+    let query = sqlx::query(sql).bind(lane).bind(&name.schema).bind(&name.name).bind(position.commit_lsn.to_string());
+    let said = query.fetch_optional(connection).await.map_err(target("dflux.rewritten"))?.is_some();
+    let row = [lane, &name.schema, &name.name, &position.commit_lsn.to_string()].map(quote_literal).join(", ");
+    Ok((!said).then(|| format!("INSERT INTO dflux.rewritten VALUES ({row})")))
+}
+
 /// The table's name in the target is that of another one, which is no more called so on the source.
 pub fn another(table: &TableName, position: Position) -> Error {
     let what = "is another table of the source than the one whose rows the target has under this name: it was dropped or renamed, and \
                 this one made or renamed in its place";
-    let refusal = Refusal { what: what.into(), statement: String::new(), copy_again: true };
+    let refusal = Refusal { what: what.into(), statement: String::new(), copy_again: true, said: None };
     Error::SchemaChange { table: table.clone(), position, refusal: Box::new(refusal) }
 }
 

@@ -78,6 +78,10 @@ pub enum Error {
     Chunk { chunk: String, what: String },
     #[error("table {table} has another name within a transaction, while it is copied anew: that is waited for")]
     Held { table: TableName },
+    #[error(
+        "table {table}: values of its rows were computed anew at {at}, after a part of its copy was read, and no event tells them"
+    )]
+    Stale { table: String, at: String },
     #[error("table {table} cannot be made in the target")]
     Unmade { table: Box<str>, statement: Box<str>, source: sqlx::Error },
     #[error("{what} failed in the target")]
@@ -187,6 +191,7 @@ impl Error {
             | Error::ImageMissing { .. }
             | Error::IdentityAlways { .. }
             | Error::Chunk { .. }
+            | Error::Stale { .. }
             | Error::Unmade { .. }
             | Error::Index { .. } => Remedy::Stop,
         }
@@ -241,6 +246,16 @@ impl Hint for Error {
             Error::PartitionMissing { .. } => {
                 "dflux prepare makes the partitions that the source has; then start the consumer again".into()
             }
+            Error::SchemaChange { table, refusal, .. } if let Some(said) = &refusal.said => {
+                let first = match refusal.statement.as_str() {
+                    "" => String::new(),
+                    statement => format!("run in the target: {statement}; "),
+                };
+                format!(
+                    "{first}dflux resync {table}, for the rows that were there, or give them the same values in the target and say so there: \
+                     {said}; then start the consumer again: it goes on there"
+                )
+            }
             Error::SchemaChange { table, refusal, .. } => match (refusal.statement.as_str(), refusal.copy_again) {
                 ("", _) => format!("dflux resync {table}, then start the consumer again: it goes on there"),
                 (statement, true) => format!(
@@ -283,6 +298,7 @@ impl Hint for Error {
                 )
             }
             Error::Index { statement, .. } => format!("run it by hand to see why: {statement}"),
+            Error::Stale { table, .. } => format!("dflux resync {table} once more: the copy that begins then has them"),
             Error::Thread { .. } | Error::Held { .. } => return None,
         })
     }

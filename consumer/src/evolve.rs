@@ -27,8 +27,9 @@ pub struct Evolution<'a> {
     pub plain: &'a HashSet<String>,
     /// The statement that the source ran, where it was told with the change.
     pub statement: Option<&'a str>,
-    /// Values of the rows were computed anew for the type of a column, which may be as it was.
-    pub rewritten: bool,
+    /// Values of the rows were computed anew for the type of a column, which may be as it was: the statement by which a person says
+    /// that the target's rows have them.
+    pub rewritten: Option<&'a str>,
 }
 
 /// Why the lane stops before the change.
@@ -39,6 +40,8 @@ pub struct Refusal {
     pub statement: String,
     /// Rows that were there have values that no event tells.
     pub copy_again: bool,
+    /// Instead of the copy, where a person has given the rows these values: to be run in the target.
+    pub said: Option<String>,
 }
 
 impl Evolution<'_> {
@@ -51,18 +54,46 @@ impl Evolution<'_> {
             Some(prior) => self.structure(prior)?,
             None => self.first()?,
         };
-        let mut retyped = false;
-        for column in &self.next.columns {
-            retyped |= self.definition(column, &mut out)?;
+        if let Some(said) = self.rewritten.filter(|_| !self.cast_alone()) {
+            return Err(self.computed(said, out));
         }
-        if self.rewritten && !retyped {
-            let by = self.statement.filter(|statement| !statement.is_empty());
-            let by = by.map(|statement| format!(", by: {statement}")).unwrap_or_default();
-            let what = format!("has had values of all its rows computed anew, without another type{by}");
-            // The copy comes in a table that is like the source's.
-            return Err(Refusal { what, statement: out.join("; "), copy_again: true });
+        for column in &self.next.columns {
+            self.definition(column, &mut out)?;
         }
         Ok(out)
+    }
+
+    /// Whether values were computed anew by the target's own casts to other types, and by nothing else.
+    fn cast_alone(&self) -> bool {
+        let retyped = |column: &&Column| {
+            let old = self.prior.and_then(|prior| same(prior, column));
+            old.is_some_and(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
+        };
+        let mut retyped = self.next.columns.iter().filter(retyped).peekable();
+        self.statement.is_some_and(casts_plainly)
+            && retyped.peek().is_some()
+            && retyped.all(|column| self.plain.contains(&column.name))
+    }
+
+    /// The copy comes in a table that is like the source's: first what `structure` says, and the columns' types.
+    fn computed(&self, said: &str, mut structure: Vec<String>) -> Refusal {
+        for column in &self.next.columns {
+            let prior = self.prior.and_then(|prior| same(prior, column)).unwrap_or(column);
+            let target =
+                self.target.columns.iter().find(|target| target.name == column.name || target.name == prior.name);
+            let (Some(target), Some(declared)) = (target, self.declared.get(&column.name)) else { continue };
+            if target.declared != *declared {
+                let name = quote_identifier(&column.name);
+                structure.push(format!(
+                    "ALTER TABLE {} ALTER COLUMN {name} TYPE {declared} USING …, as the source did",
+                    self.table()
+                ));
+            }
+        }
+        let by = self.statement.filter(|statement| !statement.is_empty());
+        let by = by.map(|statement| format!(", by: {statement}")).unwrap_or_default();
+        let what = format!("has had values of all its rows computed anew{by}");
+        Refusal { what, statement: structure.join("; "), copy_again: true, said: Some(said.to_owned()) }
     }
 
     fn table(&self) -> String {
@@ -71,7 +102,7 @@ impl Evolution<'_> {
 
     fn refuse(&self, what: String, statement: &str) -> Refusal {
         let statement = format!("ALTER TABLE {} {statement}", self.table());
-        Refusal { what, statement, copy_again: false }
+        Refusal { what, statement, copy_again: false, said: None }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -130,7 +161,7 @@ impl Evolution<'_> {
                 && self.statement.is_none()
             {
                 let what = format!("has dropped column {} and made another of the same name", again.name);
-                return Err(Refusal { what, statement: String::new(), copy_again: true });
+                return Err(Refusal { what, statement: String::new(), copy_again: true, said: None });
             }
             if self.has(&column.name) {
                 out.push(format!("ALTER TABLE {} DROP COLUMN {}", self.table(), quote_identifier(&column.name)));
@@ -219,29 +250,24 @@ impl Evolution<'_> {
         Ok(())
     }
 
-    /// Type, default and NOT NULL of a column that was there. Yields whether its type has changed.
-    fn definition(&self, column: &Column, out: &mut Vec<String>) -> Result<bool, Refusal> {
-        let Some(old) = self.prior.and_then(|prior| same(prior, column)) else { return Ok(false) };
-        let retyped = (&old.type_name, old.typmod) != (&column.type_name, column.typmod);
+    /// Type, default and NOT NULL of a column that was there.
+    fn definition(&self, column: &Column, out: &mut Vec<String>) -> Result<(), Refusal> {
+        let Some(old) = self.prior.and_then(|prior| same(prior, column)) else { return Ok(()) };
         let (table, name) = (self.table(), quote_identifier(&column.name));
         let target = |name: &str| self.target.columns.iter().find(|candidate| candidate.name == name);
-        let Some(target) = target(&old.name).or_else(|| target(&column.name)) else { return Ok(retyped) };
-        if retyped {
+        let Some(target) = target(&old.name).or_else(|| target(&column.name)) else { return Ok(()) };
+        if (&old.type_name, old.typmod) != (&column.type_name, column.typmod) {
             let declared = self.declared.get(&column.name);
             if declared != Some(&target.declared) {
                 let declared = declared.unwrap_or(&column.type_name);
                 let statement = format!("ALTER COLUMN {name} TYPE {declared}");
                 let told = self.statement.is_some_and(casts_plainly);
                 if !told || !self.plain.contains(&column.name) {
-                    let (by, expression) = match self.statement {
-                        Some(_) if told => (", by a cast that depends on the session's settings".into(), ""),
-                        Some(statement) if !statement.is_empty() => {
-                            (format!(", by: {statement}"), " USING …, as the source did")
-                        }
-                        _ => (", perhaps USING an expression, which must be given too".into(), ""),
+                    let by = match self.statement {
+                        Some(_) if told => ", by a cast that depends on the session's settings",
+                        _ => ", perhaps USING an expression, which must be given too",
                     };
                     let what = format!("has changed the type of column {} to {declared}{by}", column.name);
-                    let statement = format!("{statement}{expression}");
                     return Err(Refusal { copy_again: told, ..self.refuse(what, &statement) });
                 }
                 out.push(format!("ALTER TABLE {table} {statement}"));
@@ -262,7 +288,7 @@ impl Evolution<'_> {
             }
             _ => {}
         }
-        Ok(retyped)
+        Ok(())
     }
 }
 

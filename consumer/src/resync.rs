@@ -57,8 +57,8 @@ pub enum Request {
     /// Empty the table, forget what is loaded of the copy, and pass its events over from now on.
     /// `anew`: the copy was made for this, from the table as it is now, which has this OID (0: not known).
     Suspend { table: TableName, generation: u32, anew: Option<u32>, done: oneshot::Sender<()> },
-    /// Say where the lane is, wait, and take the table back under its copy's rule.
-    Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<()> },
+    /// Say where the lane is, wait, and take the table back under its copy's rule, unless it is not to be.
+    Rejoin { table: TableName, rule: Rule, at: oneshot::Sender<Applied>, rejoined: oneshot::Receiver<bool> },
     /// Its copy never comes.
     Gone { table: TableName },
     /// Rows of the lane's tables are to be read again.
@@ -236,6 +236,7 @@ async fn one(
         }
     }
     let rule = of_copy(&mut replay.applier.connection, lane, &table).await?;
+    fresh(&mut replay.applier.connection, lane, &state).await?;
     let (at, reached) = oneshot::channel();
     let (resume, rejoined) = oneshot::channel();
     let request = Request::Rejoin { table: table.clone(), rule, at, rejoined };
@@ -243,8 +244,13 @@ async fn one(
     // It was dropped or renamed meanwhile.
     let Ok(reached) = reached.await else { return Ok(()) };
     replay.up_to(reached).await?;
+    // The lane has passed everything before that by now, and stands.
+    if let Err(stale) = fresh(&mut replay.applier.connection, lane, &state).await {
+        let _ = resume.send(false);
+        return Err(stale);
+    }
     set_state(&mut replay.applier.connection, lane, &state, ("live", None)).await?;
-    let _ = resume.send(());
+    let _ = resume.send(true);
     observe::resync(&table.to_string(), generation, "live");
     Ok(())
 }
@@ -278,6 +284,32 @@ async fn begun(
         applier(loading, table).await?.suspend(table, generation, Some(oid)).await?;
     }
     Ok(states(connection, lane).await?.into_iter().find(|known| known.table == *table))
+}
+
+/// Says in the target that a statement, committed here, has computed values of a table anew that is being built from a copy.
+///
+/// # Errors
+/// `Target`.
+pub async fn rewritten(connection: &mut PgConnection, lane: &str, table: &TableName, at: Lsn) -> Result<(), Error> {
+    let sql = "UPDATE dflux.table_state SET rewritten_lsn = greatest(rewritten_lsn, $4::pg_lsn) \
+               WHERE lane = $1 AND schema_name = $2 AND table_name = $3";
+    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name).bind(at.to_string());
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.table_state"))
+}
+
+/// # Errors
+/// `Stale`: values were computed anew since a part of the copy was read, and no event tells them.
+async fn fresh(connection: &mut PgConnection, lane: &str, state: &State) -> Result<(), Error> {
+    let sql = "SELECT s.rewritten_lsn::text FROM dflux.table_state s WHERE s.lane = $1 AND s.schema_name = $2 AND s.table_name = $3 \
+               AND s.rewritten_lsn >= (SELECT min(c.snapshot_lsn) FROM dflux.chunk c WHERE (c.lane, c.schema_name, c.table_name) = ($1, $2, $3) \
+               AND c.generation = $4)";
+    let query = sqlx::query_scalar::<_, String>(sql).bind(lane).bind(&state.table.schema).bind(&state.table.name);
+    let stale =
+        query.bind(state.generation as i32).fetch_optional(connection).await.map_err(target("dflux.table_state"))?;
+    match stale {
+        Some(at) => Err(Error::Stale { table: state.table.to_string(), at }),
+        None => Ok(()),
+    }
 }
 
 /// Says in the target that another copy of a table that is being built has begun.

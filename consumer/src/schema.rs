@@ -31,12 +31,15 @@ CREATE TABLE IF NOT EXISTS dflux.offset_hint (
 ) WITH (fillfactor = 50);
 CREATE TABLE IF NOT EXISTS dflux.table_state (
     lane text, schema_name text, table_name text, generation int, state text, replay_from pg_lsn,
-    next_generation int, error text, PRIMARY KEY (lane, schema_name, table_name)
+    next_generation int, error text, rewritten_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name)
 );
 DO $$ BEGIN
     -- Made by an earlier version. Asked first: ADD COLUMN IF NOT EXISTS locks the table even where it has nothing to do.
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.table_state'::pg_catalog.regclass AND attname = 'error') THEN
         ALTER TABLE dflux.table_state ADD COLUMN next_generation int, ADD COLUMN error text;
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.table_state'::pg_catalog.regclass AND attname = 'rewritten_lsn') THEN
+        ALTER TABLE dflux.table_state ADD COLUMN rewritten_lsn pg_lsn;
     END IF;
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.incomplete'::pg_catalog.regclass AND attname = 'asked_at') THEN
         ALTER TABLE dflux.incomplete ADD COLUMN asked_at timestamptz;
@@ -45,6 +48,9 @@ END $$;
 CREATE TABLE IF NOT EXISTS dflux.table_schema (
     lane text, schema_name text, table_name text, schema_id int, commit_lsn pg_lsn, ordinal bigint, part int,
     changed_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name)
+);
+CREATE TABLE IF NOT EXISTS dflux.rewritten (
+    lane text, schema_name text, table_name text, commit_lsn pg_lsn, PRIMARY KEY (lane, schema_name, table_name, commit_lsn)
 );
 CREATE TABLE IF NOT EXISTS dflux.table_identity (
     lane text, schema_name text, table_name text, source_oid bigint, generation int, PRIMARY KEY (lane, schema_name, table_name)

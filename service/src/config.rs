@@ -342,8 +342,9 @@ impl Config {
 
     fn check(&self) -> Result<(), String> {
         let migration = &self.migration;
-        if migration.name.is_empty() || migration.name.len() > 60 {
-            return Err("migration.name must have 1 to 60 bytes".into());
+        // The longest of the names that are made of it, `dflux rewrite <name>`, is an identifier of PostgreSQL.
+        if migration.name.is_empty() || migration.name.len() > 49 {
+            return Err("migration.name must have 1 to 49 bytes".into());
         }
         for pattern in migration.tables.iter().chain(&migration.exclude) {
             if !pattern.contains('.') || pattern.len() > 200 || pattern.matches('*').count() > 4 {

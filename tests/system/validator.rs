@@ -310,6 +310,8 @@ fn servers_of_different_versions_are_compared() {
 const WRITE: &str = "DO $$
 DECLARE i int := 1 + random() * 300; j int := 1 + random() * 99;
 BEGIN
+  UPDATE tale SET n = n + 1 WHERE id = 1;
+  IF j = 1 THEN UPDATE tale SET id = -id WHERE id IN (2, -2); END IF;
   CASE (random() * 9)::int
   WHEN 0 THEN INSERT INTO t (id, name, price, f8, at, doc) VALUES (i, repeat(md5(random()::text), 300), random()::numeric, random() * 1e30, now(), '{\"n\": 1.00}')
     ON CONFLICT (id) DO UPDATE SET name = excluded.name;
@@ -339,6 +341,12 @@ fn running(label: &str) -> Running {
     servers.source.tool("pgbench", ["-i", "-q", "-s", "1", &migration.addresses.source]).run().unwrap();
     source.run(TABLE).unwrap();
     source.run(ROWS).unwrap();
+    source
+        .run(
+            "CREATE TABLE tale (id int PRIMARY KEY, n int, told text); ALTER TABLE tale ALTER told SET STORAGE EXTERNAL;
+             INSERT INTO tale SELECT i, 0, repeat('told', 2000) FROM generate_series(1, 2) i",
+        )
+        .unwrap();
     let dump = servers.source.tool("pg_dump", ["--schema-only", &migration.addresses.source]).run().unwrap();
     // Newer versions write commands of psql around their SQL.
     let sql: Vec<&str> = dump.lines().filter(|line| !line.starts_with('\\')).collect();
@@ -408,6 +416,8 @@ fn compare_under_load(migration: &Migration) {
              ALTER TABLE pgbench_branches ENABLE ALWAYS TRIGGER spoil",
         )
         .unwrap();
+    // A hot one whose value is in no event.
+    target.run("UPDATE tale SET told = repeat('tolt', 2000) WHERE id = 1").unwrap();
     tests::wait::until_true("the hot row is spoilt", Duration::from_secs(30), || {
         target.number("SELECT count(*) FROM pgbench_branches WHERE filler = 'spoilt'").is_ok_and(|count| count == 1)
     })
@@ -418,6 +428,7 @@ fn compare_under_load(migration: &Migration) {
     assert!(has("public.pgbench_accounts", "2 filler value_differs \"4242\""), "{report:#}");
     assert!(has("public.t", "1 - missing_row \"4999\""), "{report:#}");
     assert!(has("public.pgbench_branches", "2 filler "), "{report:#}");
+    assert!(has("public.tale", "2 told "), "{report:#}");
     for name in ["public.bag", "public.pair", "public.parts", "public.pgbench_tellers", "public.pgbench_history"] {
         assert_eq!(table(&report, name)["verdict"], "match", "{report:#}");
     }

@@ -3,15 +3,15 @@
 //! Nothing here judges by time or by trying again: an attempt ends with equality, with a proved difference, or with the reason
 //! why it says nothing ([`Unsettled`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use changelog::{Lsn, Position};
 use tokio::sync::Mutex;
 
 use crate::Error;
-use crate::canonical::Layout;
-use crate::compare::Aggregates;
+use crate::canonical::{BUCKETS, Layout};
+use crate::compare::{Aggregates, RowHash};
 use crate::definition::TableDefinition;
 use crate::difference::Differences;
 use crate::images::{self, Decoders, Delta, Image};
@@ -308,7 +308,7 @@ impl Unequal<'_> {
             reader::aggregates(&mut pair.source, &self.subject.source, &flying),
             reader::aggregates(&mut pair.target, layout, &flying)
         )?;
-        let checked = self.check(pair, &images).await?;
+        let checked = settled!(self.check(pair, &images).await?);
         self.settle_rest(pair, Some(&keys), &source, &target, checked).await
     }
 
@@ -325,8 +325,8 @@ impl Unequal<'_> {
         Ok(places.into_iter().filter_map(|place| images.get(place).cloned()).collect())
     }
 
-    /// Every row in flight against the image of its newest event.
-    async fn check(&self, pair: &mut Pair, images: &[Image]) -> Result<Verified, Error> {
+    /// Every row in flight against the image of its newest event, and what that does not have against the source's snapshot.
+    async fn check(&self, pair: &mut Pair, images: &[Image]) -> Settled<Verified> {
         let layout = &self.subject.target;
         let mut verified = Verified { settled_by_event: images.len() as u64, ..Verified::default() };
         let given = Given::new((0..layout.fields.len()).collect(), images.iter().map(Image::texts));
@@ -356,7 +356,45 @@ impl Unequal<'_> {
         }
         verified.rows_source = images.iter().filter(|image| image.present).count() as u64;
         verified.rows_target = times_found.iter().sum();
-        Ok(verified)
+        verified.findings.extend(settled!(self.unsent(pair, images).await?));
+        Ok(Ok(verified))
+    }
+
+    /// Values that no event in flight has: they are in the source's snapshot as they must be in the target's.
+    async fn unsent(&self, pair: &mut Pair, images: &[Image]) -> Settled<Vec<Finding>> {
+        let (definition, layout) = (self.subject.definition, &self.subject.target);
+        let unsent = images.iter().map(|image| (image, image.unsent(layout, definition)));
+        let unsent: Vec<(&Image, Vec<usize>)> = unsent.filter(|(_, columns)| !columns.is_empty()).collect();
+        if unsent.is_empty() {
+            return Ok(Ok(Vec::new()));
+        }
+        let moved = unsent.iter().filter(|(image, _)| !image.updated).count();
+        if moved > 0 {
+            return Ok(Err(Unsettled::Unsent(moved)));
+        }
+        let key = |image: &Image| -> Vec<Option<String>> { image.key.iter().cloned().map(Some).collect() };
+        let keys = Given::new(layout.key.clone(), unsent.iter().map(|(image, _)| key(image)));
+        let selection = Selection { condition: "true", keys: Some((&keys, Membership::Only)) };
+        let buckets: Vec<i64> = (0..BUCKETS).collect();
+        let (source, target) = tokio::try_join!(
+            reader::row_hashes(&mut pair.source, &self.subject.source, &selection, &buckets),
+            reader::row_hashes(&mut pair.target, layout, &selection, &buckets)
+        )?;
+        let by_key = |rows: Vec<RowHash>| -> HashMap<Vec<Option<String>>, RowHash> {
+            rows.into_iter().map(|row| (row.key.clone(), row)).collect()
+        };
+        let (source, target) = (by_key(source), by_key(target));
+        let mut findings = Vec::new();
+        for (image, columns) in &unsent {
+            // One that the target lacks is a missing row, which was said.
+            let Some(found) = target.get(&key(image)) else { continue };
+            let Some(wanted) = source.get(&key(image)) else { return Ok(Err(Unsettled::Unsent(1))) };
+            for nth in columns.iter().filter(|nth| wanted.hashes.get(**nth) != found.hashes.get(**nth)) {
+                let name = layout.summed().get(*nth).map(|at| layout.fields[*at].name.clone());
+                findings.push(Finding::rows(2, name.as_deref(), "value_differs", vec![key_json(&key(image))]));
+            }
+        }
+        Ok(Ok(findings))
     }
 
     /// The rows that are not in flight (`source` and `target` are of those that are): equal sums, or a difference that is named.

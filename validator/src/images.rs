@@ -37,6 +37,8 @@ pub struct Image {
     pub key: Vec<String>,
     /// Whether the row exists after the event.
     pub present: bool,
+    /// Whether the row was only updated since the snapshot of the source: it is in it, with the values that were not sent.
+    pub updated: bool,
     /// One per field of the layout.
     pub cells: Vec<Cell>,
 }
@@ -45,6 +47,15 @@ impl Image {
     /// One text or null per field.
     pub fn texts(&self) -> Vec<Option<String>> {
         self.cells.iter().map(Cell::text).collect()
+    }
+
+    /// Places among the summed columns of values that no event in flight has. A generated one is not among them: each side makes it of
+    /// the others, by an expression that level 0 compares.
+    pub fn unsent(&self, layout: &Layout, source: &TableDefinition) -> Vec<usize> {
+        let sent = |name: &str| source.column(name).is_none_or(|column| column.generated.is_empty());
+        let unsent = |at: &usize| self.cells.get(*at) == Some(&Cell::Unknown) && sent(&layout.fields[*at].name);
+        let summed = layout.summed().into_iter().enumerate();
+        if self.present { summed.filter(|(_, at)| unsent(at)).map(|(nth, _)| nth).collect() } else { Vec::new() }
     }
 
     /// For each summed column, `=` where it is to be compared.
@@ -164,7 +175,7 @@ pub fn newest(
         let Some(image) = image else {
             return Ok(Err(Unsettled::SchemaChanged("an event has no row image".into())));
         };
-        let cells = if present {
+        let mut cells = if present {
             match ordered(&image, layout, source) {
                 Ok(cells) => cells,
                 Err(unsettled) => return Ok(Err(unsettled)),
@@ -177,7 +188,16 @@ pub fn newest(
         let Some(key) = key else {
             return Ok(Err(Unsettled::SchemaChanged("an event lacks its key".into())));
         };
-        newest.insert(key.clone(), Image { key, present, cells });
+        let prior = newest.get(&key);
+        let updated = decoded.op == Op::Update && prior.is_none_or(|prior| prior.updated);
+        if decoded.op == Op::Update
+            && let Some(prior) = prior
+        {
+            // What an update does not send is as the change before left it.
+            let unsent = cells.iter_mut().zip(&prior.cells).filter(|(cell, _)| **cell == Cell::Unknown);
+            unsent.for_each(|(cell, prior)| *cell = prior.clone());
+        }
+        newest.insert(key.clone(), Image { key, present, updated, cells });
         if newest.len() > crate::config::IN_FLIGHT_MAX {
             return Ok(Err(Unsettled::TooManyInFlight(newest.len())));
         }
@@ -336,9 +356,29 @@ mod tests {
         let mut images = newest(&table.decoders, &changes, &table.layout, &table.definition).unwrap().unwrap();
         images.sort_by(|a, b| a.key.cmp(&b.key));
         assert_eq!((images[0].key.as_slice(), images[0].present), (&["1".to_owned()][..], true));
-        assert_eq!(images[0].cells, [Cell::Text("1".into()), Cell::Unknown, Cell::Null]);
-        assert_eq!(images[0].flags(&table.layout), "u=");
+        assert_eq!(images[0].cells, [Cell::Text("1".into()), Cell::Text("a".into()), Cell::Null]);
+        assert_eq!(images[0].flags(&table.layout), "==");
         assert_eq!((images[1].present, images[1].flags(&table.layout).as_str()), (false, "uu"));
+    }
+
+    #[test]
+    fn a_value_that_no_event_has_is_the_snapshots_if_the_row_was_only_updated_since() {
+        let mut table = table(vec![0]);
+        let unsent = [text("1"), Sent::Unchanged, Sent::Null];
+        let changes = [
+            table.change(1, Op::Update, None, Some(unsent)),
+            table.change(2, Op::Update, None, Some(unsent)),
+            // Its key was changed: the row is another's in the snapshot, or in none.
+            table.change(3, Op::Create, None, Some([text("2"), Sent::Unchanged, Sent::Null])),
+            table.change(4, Op::Update, None, Some([text("2"), Sent::Unchanged, Sent::Null])),
+        ];
+        let mut images = newest(&table.decoders, &changes, &table.layout, &table.definition).unwrap().unwrap();
+        images.sort_by(|a, b| a.key.cmp(&b.key));
+        let told: Vec<_> =
+            images.iter().map(|image| (image.updated, image.unsent(&table.layout, &table.definition))).collect();
+        assert_eq!(told, [(true, vec![0]), (false, vec![0])]);
+        table.definition.columns[1].generated = "s".into();
+        assert!(images[1].unsent(&table.layout, &table.definition).is_empty());
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub enum Unsettled {
     Truncated,
     /// A row image in flight lacks a column, or holds one that the table lacks.
     SchemaChanged(String),
+    /// The key of a row in flight was changed, and a value of it was not sent.
+    Unsent(usize),
     /// A row of a keyless table is in flight and its image is not whole.
     BusyKeyless,
     /// The table's file was replaced under the snapshot, which so reads it as empty.
@@ -87,6 +89,9 @@ impl std::fmt::Display for Unsettled {
             Unsettled::TooManyInFlight(keys) => write!(out, "{keys} rows in flight at once"),
             Unsettled::Truncated => write!(out, "the table was truncated meanwhile"),
             Unsettled::SchemaChanged(what) => write!(out, "the table's columns changed meanwhile: {what}"),
+            Unsettled::Unsent(rows) => {
+                write!(out, "{rows} rows in flight have got another key, and values that no event has")
+            }
             Unsettled::BusyKeyless => {
                 write!(out, "busy keyless table: a change in flight does not carry the whole row")
             }

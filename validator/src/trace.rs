@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn a_row_is_as_its_event_says_when_it_is_there_and_equal_or_deleted_and_gone() {
-        let image = |present| Image { key: vec!["1".into()], present, cells: vec![Cell::Text("1".into())] };
+        let image =
+            |present| Image { key: vec!["1".into()], present, updated: false, cells: vec![Cell::Text("1".into())] };
         let row = |place, found, differing: &[usize]| Checked { place, found, differing: differing.to_vec() };
         let images = [image(true), image(true), image(true), image(false), image(false)];
         let rows = [row(0, true, &[]), row(1, true, &[0]), row(2, false, &[]), row(3, false, &[]), row(4, true, &[])];

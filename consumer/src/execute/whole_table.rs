@@ -246,6 +246,7 @@ impl Applier {
                         what: format!("has changed, and the target refuses the same: {source}"),
                         statement: statement.clone(),
                         copy_again: false,
+                        said: None,
                     }),
                 },
             })?;

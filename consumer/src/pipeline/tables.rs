@@ -36,8 +36,9 @@ impl Pipeline<'_> {
                 }
                 // The last stretch, between the position that the table has reached and the lane's: short by then.
                 match tokio::time::timeout(resync::REJOIN_WITHIN, rejoined).await {
-                    Ok(Ok(())) if self.superseded.contains(&table) => {}
-                    Ok(Ok(())) => {
+                    Ok(Ok(false)) => {}
+                    Ok(Ok(true)) if self.superseded.contains(&table) => {}
+                    Ok(Ok(true)) => {
                         self.relations.forget(&table);
                         // The lane may still be below the copy's snapshot: what is in the copy is not applied again.
                         self.rules.insert(table, rule);
@@ -93,7 +94,15 @@ impl Pipeline<'_> {
             let rule = self.rules.get(&changed.previous);
             let unbuilt = rule.is_some_and(Rule::unbuilt);
             // What is copied anew comes as it is then, unless it is another table then.
+            let suspended = rule.is_some_and(|rule| rule.suspended);
             if rule.is_some_and(|rule| left(rule, self.at)) && !(unbuilt && (drops(changed) || renames(changed))) {
+                if changed.rewritten && suspended {
+                    // Its copy may be of before.
+                    let at = self.at;
+                    let applier = self.whole_table().await?;
+                    let lane = applier.lane().to_owned();
+                    resync::rewritten(&mut applier.connection, &lane, &changed.table, at).await?;
+                }
                 continue;
             }
             if drops(changed) {

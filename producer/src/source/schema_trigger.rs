@@ -101,6 +101,10 @@ DO $dflux$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_catalog.pg_foreign_server WHERE srvname = {called_literal}) THEN
         CREATE SERVER {quoted} FOREIGN DATA WRAPPER dflux;
     END IF;
+    -- Made by an earlier version.
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attrelid = 'dflux.source_table'::pg_catalog.regclass AND attname = 'rewritten') THEN
+        ALTER TABLE dflux.source_table ADD COLUMN rewritten boolean NOT NULL DEFAULT false;
+    END IF;
     IF {secret} IS NULL THEN
         EXECUTE pg_catalog.format('CREATE USER MAPPING FOR CURRENT_USER SERVER %I OPTIONS (secret %L)', {called_literal}, pg_catalog.gen_random_uuid());
     END IF;
@@ -112,21 +116,37 @@ CREATE OR REPLACE FUNCTION {function}() RETURNS event_trigger LANGUAGE plpgsql S
 DECLARE
     listed pg_catalog.oid[]; made pg_catalog.oid[]; told pg_catalog.json; leaf pg_catalog.oid; filled boolean; context text;
 BEGIN
+    IF TG_EVENT = 'table_rewrite' THEN
+        -- 4: a column's values; the others are a default, and how rows are stored.
+        IF pg_catalog.pg_event_trigger_table_rewrite_reason() & 4 = 0 THEN RETURN; END IF;
+        listed := ARRAY(SELECT pg_catalog.pg_event_trigger_table_rewrite_oid() UNION SELECT a.relid
+            FROM pg_catalog.pg_partition_ancestors(pg_catalog.pg_event_trigger_table_rewrite_oid()) a (relid));
+        BEGIN
+            IF pg_catalog.current_setting('transaction_isolation') = 'serializable' THEN
+                RAISE EXCEPTION 'the transaction is serializable';
+            END IF;
+            -- Told at the end of the statement, with what else it does.
+            UPDATE dflux.source_table r SET rewritten = true WHERE r.migration = {name} AND r.relid = ANY (listed);
+            IF NOT FOUND AND NOT EXISTS (SELECT FROM dflux.source_table r WHERE r.migration = {name}) THEN
+                RAISE EXCEPTION 'the server has crashed';
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            SELECT pg_catalog.json_agg(pg_catalog.json_build_object('oid', x.relid, 'before', x.now, 'after', x.now, 'rewritten', true)) INTO told
+                FROM (SELECT subject.relid, {description} AS now FROM ({published}) AS subject WHERE subject.relid = ANY (listed)) x;
+            IF told IS NOT NULL THEN
+                PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}', pg_catalog.convert_to(pg_catalog.json_build_object('lane', {lane},
+                    'secret', {secret}, 'statement', '', 'tables', told)::pg_catalog.text, 'UTF8'));
+                PERFORM pg_catalog.pg_logical_emit_message(true, '{SCHEMA_PREFIX}.end', '');
+            END IF;
+        END;
+        RETURN;
+    END IF;
     -- Our table would make serializable transactions of the application conflict that have nothing to do with each other.
     IF pg_catalog.current_setting('transaction_isolation') = 'serializable' THEN
         RAISE EXCEPTION 'the transaction is serializable';
     END IF;
     IF NOT EXISTS (SELECT FROM dflux.source_table r WHERE r.migration = {name}) THEN
         {sync}
-    END IF;
-    IF TG_EVENT = 'table_rewrite' THEN
-        -- Told at the end of the statement. 4: a column's values; the others are a default, and how rows are stored.
-        IF pg_catalog.pg_event_trigger_table_rewrite_reason() & 4 <> 0 THEN
-            leaf := pg_catalog.pg_event_trigger_table_rewrite_oid();
-            UPDATE dflux.source_table r SET rewritten = true WHERE r.migration = {name}
-                AND (r.relid = leaf OR r.relid IN (SELECT a.relid FROM pg_catalog.pg_partition_ancestors(leaf) a (relid)));
-        END IF;
-        RETURN;
     END IF;
     GET DIAGNOSTICS context = PG_CONTEXT;
     SELECT coalesce(pg_catalog.array_agg(d.objid), '{{}}'),
@@ -342,6 +362,7 @@ struct Message {
 struct Described {
     before: Option<Answers>,
     after: Option<Answers>,
+    #[serde(default)]
     rewritten: bool,
 }
 

@@ -233,7 +233,7 @@ impl Stream {
             self.start.tables.forget_told();
             return Ok(());
         }
-        let tables = self.start.tables.tell(told.changes).await?;
+        let tables = self.start.tables.tell(told.changes, &told.statement).await?;
         if tables.is_empty() {
             return Ok(());
         }

@@ -65,7 +65,7 @@ impl StreamTables {
     ///
     /// # Errors
     /// The registry refuses a schema.
-    pub async fn tell(&mut self, changes: Vec<Changed>) -> Result<Vec<TableChange>, Error> {
+    pub async fn tell(&mut self, changes: Vec<Changed>, statement: &str) -> Result<Vec<TableChange>, Error> {
         let mut out = Vec::with_capacity(changes.len());
         for Changed { before, after, rewritten } in changes {
             let Some(before) = before else {
@@ -77,6 +77,7 @@ impl StreamTables {
                 Some(after) => Some(self.lane.register(&after.shape(&self.lane.database)).await?.0),
                 None => None,
             };
+            let rewritten = rewritten && !generated_alone(&before, after.as_ref(), statement);
             if schema_id == Some(previous_schema_id) && !rewritten {
                 continue;
             }
@@ -190,6 +191,16 @@ fn partition(made: catalog::Table) -> Option<TableChange> {
     let (table, partition_of) = (made.name.clone(), made.partition_of?);
     let (previous_schema_id, schema_id, rewritten) = (None, None, false);
     Some(TableChange { table, previous: made.name, previous_schema_id, schema_id, rewritten, partition_of })
+}
+
+/// Whether only the values of a generated column were computed anew: each side makes its own. Pure.
+fn generated_alone(before: &catalog::Table, after: Option<&catalog::Table>, statement: &str) -> bool {
+    let types = |table: &catalog::Table| -> Vec<(String, i32)> {
+        let generated = table.columns.iter().filter(|column| column.generated != Generated::No);
+        generated.map(|column| (column.type_name.clone(), column.typmod)).collect()
+    };
+    let changed = after.is_some_and(|after| types(after) != types(before));
+    changed && !statement.is_empty() && !statement.to_lowercase().contains("using")
 }
 
 /// Whether the table was told to be what the stream says now: nothing happened in between that was not told. Pure.
