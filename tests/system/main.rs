@@ -23,6 +23,7 @@ mod producer;
 mod readers;
 mod refusals;
 mod repairing;
+mod reverse;
 mod schema;
 mod sequences;
 mod smoke;

@@ -142,10 +142,10 @@ fn a_statement_of_the_application_never_fails_by_the_event_trigger() {
     moving
         .source
         .run(&format!(
-            "CREATE ROLE {name} LOGIN; ALTER TABLE item OWNER TO {name}; GRANT ALL ON SCHEMA public TO {name}"
+            "CREATE ROLE {name} LOGIN PASSWORD 'dflux'; ALTER TABLE item OWNER TO {name}; GRANT ALL ON SCHEMA public TO {name}"
         ))
         .unwrap();
-    let url = moving.migration.addresses.source.replacen("postgres@", &format!("{name}@"), 1);
+    let url = moving.migration.addresses.source.replacen("//postgres:", &format!("//{name}:"), 1);
     let owner = Session::connect(&url).unwrap();
     owner.run("SET search_path = public; SET default_transaction_isolation = 'repeatable read'; ALTER TABLE item ADD COLUMN o int").unwrap();
     moving.caught_up();
