@@ -4,9 +4,11 @@
 //! commits nothing. Every transaction of ours is marked, by a replication origin or, where that is not granted, by a
 //! first statement `pg_logical_emit_message(true, 'dflux.origin', …)`, so that the other lane does not send it back.
 
+use std::fmt::Write as _;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use changelog::table::quote_literal;
 use changelog::{Birth, Lsn, Position};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Encode, Postgres, Row, Type};
@@ -108,6 +110,9 @@ impl Sessions {
         let mut settings = service::session::pinned_settings_sql();
         // Progress commits with the rows and Kafka has the events: a commit lost in a crash is applied again.
         settings.push_str("SET synchronous_commit = off;");
+        // What the lane writes passes the fence that keeps the application out.
+        let migration = self.lane.rsplit_once('/').map_or(self.lane.as_str(), |(migration, _)| migration);
+        let _ = write!(settings, "SET dflux.applier = {};", quote_literal(migration));
         if purpose == Purpose::Apply {
             // Keys are found by their index however small the table was when the statement was planned, and statements
             // with arrays as parameters gain nothing from being planned anew each time.

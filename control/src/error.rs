@@ -99,6 +99,10 @@ pub enum Error {
     Source { source: Box<dyn std::error::Error + Send + Sync>, hint: Option<String> },
     #[error("cleanup removes things and was not confirmed: nothing was changed")]
     Unconfirmed,
+    #[error("{role} database: no lock on {table} was to be had for the fence")]
+    FenceBusy { role: &'static str, table: TableName },
+    #[error("{role} database: epoch {epoch} has passed: another controller has taken over")]
+    StaleEpoch { role: &'static str, epoch: i64 },
     #[error("another dflux prepare of migration {migration} is running")]
     Busy { migration: String },
 }
@@ -119,6 +123,8 @@ impl Error {
             | Error::SlotInUse { .. }
             | Error::LaneInUse { .. }
             | Error::Unconfirmed
+            | Error::FenceBusy { .. }
+            | Error::StaleEpoch { .. }
             | Error::Busy { .. } => Exit::Refused,
             Error::Service(_)
             | Error::Sql { .. }
@@ -206,6 +212,10 @@ impl Hint for Error {
             Error::Write { .. } => "choose a file that can be written".into(),
             Error::Source { hint, .. } => return hint.clone(),
             Error::Unconfirmed => "dflux cleanup --yes".into(),
+            Error::FenceBusy { table, .. } => {
+                format!("a transaction holds {table} for long: end it, then ask again; nothing is closed")
+            }
+            Error::StaleEpoch { .. } => "dflux cutover status".into(),
             Error::Busy { .. } => "wait for it, then dflux prepare".into(),
         })
     }

@@ -5,6 +5,7 @@
 
 pub mod assess;
 pub mod cleanup;
+pub mod cutover;
 pub mod database;
 pub mod error;
 pub mod finding;

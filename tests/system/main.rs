@@ -13,6 +13,7 @@ mod crash;
 mod evolving;
 mod fanout;
 mod feed;
+mod fence;
 mod joining;
 mod large;
 mod moving;

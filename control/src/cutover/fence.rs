@@ -1,0 +1,313 @@
+//! The fence: in the database itself, for every role, so that what a config store says is only advice.
+//!
+//! ```text
+//!  a write ─> trigger: is it open? ─ shared lock, to the transaction's end ─ is it still open? ─> passes
+//!  close   ─> setval(closed) ────── exclusive lock: whoever passed before has ended ──────────> L, nothing is written behind it
+//! ```
+//! Whether it is open is the value of a sequence: it outlives every crash, costs a write a few microseconds, and is seen at once by a
+//! session whose snapshot is older, which no row would be. Whoever passed holds an advisory lock until its transaction ends, a prepared
+//! one too; the exclusive lock, which no writer waits for, is therefore the barrier, whatever the isolation level. A value holds the
+//! epoch, so that a controller that another has taken over from changes nothing.
+//!
+//! The triggers fire for replica-mode writers as well. Sessions of the consumer say who they are (`dflux.applier`) and pass; a role that
+//! says so too, or that disables triggers, has been told what it does.
+
+use std::time::Duration;
+
+use changelog::TableName;
+use changelog::table::{quote_identifier, quote_literal};
+use tokio_postgres::error::SqlState;
+
+use crate::{Database, Error};
+
+/// What the triggers are called.
+pub const TRIGGER: &str = "dflux fence";
+/// First half of the advisory lock's key; the second is the sequence's OID.
+const LOCK_CLASS: i32 = 0x6466_6c78;
+/// A table's lock is not waited for longer than this: behind us, the application's writes would wait too.
+const TABLE_LOCK_MS: u32 = 300;
+const TABLE_LOCK_TRIES: u32 = 40;
+
+/// Whether the application may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Open,
+    /// No write passes but the lanes'.
+    Closed,
+    /// As `Closed`, but a transaction that had written before may go on to its end.
+    Draining,
+}
+
+impl Mode {
+    fn bits(self) -> i64 {
+        match self {
+            Mode::Open => 0,
+            Mode::Closed => 1,
+            Mode::Draining => 2,
+        }
+    }
+}
+
+/// What the fence of a database says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub epoch: i64,
+    pub mode: Mode,
+}
+
+/// Somebody who passed the fence before it closed and has not ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Writer {
+    /// None of a prepared transaction.
+    pub pid: Option<i32>,
+    /// The prepared transaction's identifier, or the role and application.
+    pub who: String,
+    /// Of the transaction.
+    pub age_seconds: f64,
+}
+
+/// What a barrier came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Barrier {
+    /// Nothing is written behind it, and everything that was is committed or undone.
+    Reached,
+    /// These have not ended in time.
+    Busy(Vec<Writer>),
+}
+
+/// One migration's fence in one of the two databases.
+#[derive(Debug)]
+pub struct Fence<'a> {
+    database: &'a Database,
+    migration: &'a str,
+}
+
+impl<'a> Fence<'a> {
+    pub fn new(database: &'a Database, migration: &'a str) -> Fence<'a> {
+        Fence { database, migration }
+    }
+
+    fn name(&self) -> String {
+        format!("dflux.{}", quote_identifier(&format!("fence {}", self.migration)))
+    }
+
+    /// The sequence as a `regclass` literal.
+    fn sequence(&self) -> String {
+        format!("{}::pg_catalog.regclass", quote_literal(&self.name()))
+    }
+
+    fn lock(&self) -> String {
+        format!(
+            "{LOCK_CLASS}, ({}::pg_catalog.oid)::pg_catalog.int8::pg_catalog.bit(32)::pg_catalog.int4",
+            self.sequence()
+        )
+    }
+
+    /// Makes the fence if it is not there, in this mode, and puts it up before each of the tables and their partitions. Writers wait
+    /// a moment for each table's trigger.
+    ///
+    /// # Errors
+    /// `Sql`; `FenceBusy` where a table's lock was not to be had.
+    pub async fn install(&self, tables: &[TableName], mode: Mode) -> Result<(), Error> {
+        let (name, sequence) = (self.name(), self.sequence());
+        let made = format!(
+            "BEGIN; SET LOCAL client_min_messages = warning; SELECT pg_catalog.pg_advisory_xact_lock({ddl_lock});
+CREATE SCHEMA IF NOT EXISTS dflux;
+GRANT USAGE ON SCHEMA dflux TO PUBLIC;
+DO $dflux$ BEGIN
+    IF pg_catalog.to_regclass({literal}) IS NULL THEN
+        CREATE SEQUENCE {name} MINVALUE 0 START 0;
+        GRANT SELECT ON SEQUENCE {name} TO PUBLIC;
+        PERFORM pg_catalog.setval({literal}, {bits}, true);
+    END IF;
+END $dflux$;
+CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $dflux$
+BEGIN
+    -- These are expressions that need no statement of their own.
+    IF pg_catalog.pg_sequence_last_value({sequence}) & 3 = 0 AND pg_catalog.pg_try_advisory_xact_lock_shared({lock})
+        AND pg_catalog.pg_sequence_last_value({sequence}) & 3 = 0 THEN
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.current_setting('dflux.applier', true) = {migration} THEN
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.pg_sequence_last_value({sequence}) & 3 = {draining} AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+        WHERE l.locktype = 'advisory' AND l.pid = pg_catalog.pg_backend_pid() AND l.granted AND l.objsubid = 2
+        AND (l.classid, l.objid) = ({class}::pg_catalog.oid, {sequence}::pg_catalog.oid)) THEN
+        RETURN NULL;
+    END IF;
+    RAISE read_only_sql_transaction USING MESSAGE = 'dflux: this database takes no writes: migration ' || {migration} || ' has closed it',
+        HINT = 'The application''s database is the one that its config store names. Connect anew.';
+END $dflux$;
+COMMIT",
+            ddl_lock = consumer::schema::DDL_LOCK,
+            literal = quote_literal(&name),
+            bits = mode.bits(),
+            draining = Mode::Draining.bits(),
+            class = LOCK_CLASS,
+            lock = self.lock(),
+            migration = quote_literal(self.migration),
+        );
+        self.batch("the fence cannot be made", &made).await?;
+        for table in self.lacking(tables).await? {
+            self.put_up(&table).await?;
+        }
+        Ok(())
+    }
+
+    /// One batch; a failed one leaves no transaction open.
+    async fn batch(&self, what: &str, sql: &str) -> Result<(), Error> {
+        let Err(source) = self.database.client.batch_execute(sql).await else { return Ok(()) };
+        self.database.batch("ending a transaction", "ROLLBACK").await?;
+        Err(self.database.failed(what, source))
+    }
+
+    /// Those of the tables and their partitions before which it does not stand. One that is not there needs none.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn lacking(&self, tables: &[TableName]) -> Result<Vec<TableName>, Error> {
+        let sql = "WITH RECURSIVE part (oid) AS (
+               SELECT c.oid FROM unnest($1::text[], $2::text[]) AS w (schema, name) JOIN pg_namespace n ON n.nspname = w.schema
+               JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.name AND c.relkind IN ('r', 'p')
+               UNION SELECT i.inhrelid FROM part p JOIN pg_class k ON k.oid = p.oid AND k.relkind = 'p' JOIN pg_inherits i ON i.inhparent = p.oid)
+             SELECT n.nspname::text, c.relname::text FROM part p JOIN pg_class c ON c.oid = p.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+               JOIN pg_namespace s ON s.oid = f.pronamespace WHERE t.tgrelid = p.oid AND t.tgname = $3 AND t.tgenabled = 'A'
+               AND s.nspname = 'dflux' AND f.proname = 'fence ' || $4)
+             ORDER BY 1, 2";
+        let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
+        let rows = self.database.rows("its fence", sql, &[&schemas, &names, &TRIGGER, &self.migration]).await?;
+        let table =
+            |row| Ok(TableName::new(self.database.get::<String>(row, 0)?, self.database.get::<String>(row, 1)?));
+        rows.iter().map(table).collect()
+    }
+
+    /// The table's lock conflicts with writers, so that it is asked for often and never waited for long.
+    async fn put_up(&self, table: &TableName) -> Result<(), Error> {
+        let (quoted, trigger, function) = (table.quoted(), quote_identifier(TRIGGER), self.name());
+        let sql = format!(
+            "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {TABLE_LOCK_MS};
+             DROP TRIGGER IF EXISTS {trigger} ON {quoted};
+             CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {quoted} FOR EACH STATEMENT EXECUTE FUNCTION {function}();
+             ALTER TABLE {quoted} ENABLE ALWAYS TRIGGER {trigger}; COMMIT"
+        );
+        for attempt in 0.. {
+            match self.batch("the fence cannot be put up", &sql).await {
+                Err(Error::Sql { source, .. })
+                    if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) && attempt < TABLE_LOCK_TRIES =>
+                {
+                    tokio::time::sleep(Duration::from_millis(u64::from(TABLE_LOCK_MS) * 2)).await;
+                }
+                Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                    return Err(Error::FenceBusy { role: self.database.role, table: table.clone() });
+                }
+                done => return done,
+            }
+        }
+        Ok(())
+    }
+
+    /// None where it was never made.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn standing(&self) -> Result<Option<Standing>, Error> {
+        let sql = "SELECT CASE WHEN pg_catalog.to_regclass($1) IS NOT NULL THEN pg_catalog.pg_sequence_last_value(pg_catalog.to_regclass($1)) END";
+        let row = self.database.row("its fence", sql, &[&self.name()]).await?;
+        Ok(self.database.get::<Option<i64>>(&row, 0)?.map(|value| {
+            let mode = match value & 3 {
+                0 => Mode::Open,
+                2 => Mode::Draining,
+                _ => Mode::Closed,
+            };
+            Standing { epoch: value >> 2, mode }
+        }))
+    }
+
+    /// Opens or closes it under an epoch; the same again does nothing. It holds at once, and through a crash of the server.
+    ///
+    /// # Errors
+    /// `Sql`; `StaleEpoch` where a later one has been here.
+    pub async fn set(&self, epoch: i64, mode: Mode) -> Result<(), Error> {
+        // One at a time; behind a crash of the server the value must be there.
+        let sql = format!(
+            "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, 0);
+             DO $dflux$ BEGIN
+                 IF pg_catalog.pg_sequence_last_value({sequence}) >> 2 > {epoch} THEN
+                     RAISE serialization_failure USING MESSAGE = 'epoch ' || (pg_catalog.pg_sequence_last_value({sequence}) >> 2);
+                 END IF;
+                 PERFORM pg_catalog.setval({sequence}, {value}, true);
+             END $dflux$; COMMIT",
+            sequence = self.sequence(),
+            value = epoch << 2 | mode.bits(),
+        );
+        match self.batch("the fence cannot be set", &sql).await {
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
+                Err(Error::StaleEpoch { role: self.database.role, epoch })
+            }
+            done => done,
+        }
+    }
+
+    /// Waits until everybody who passed it before it closed has ended, for this long at most. No writer ever waits for this.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn barrier(&self, within: Duration) -> Result<Barrier, Error> {
+        let sql = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; SELECT pg_catalog.pg_advisory_xact_lock({}); COMMIT",
+            within.as_millis().clamp(1, i32::MAX as u128),
+            self.lock()
+        );
+        match self.batch("its writers cannot be waited for", &sql).await {
+            Ok(()) => Ok(Barrier::Reached),
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                Ok(Barrier::Busy(self.writers().await?))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Transactions that have passed the fence and have not ended, the oldest first.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn writers(&self) -> Result<Vec<Writer>, Error> {
+        // A prepared transaction's locks have no process; its transaction is found by its own lock on its id.
+        let sql = format!(
+            "SELECT l.pid, coalesce(a.usename || ' (' || a.application_name || ')', 'prepared transaction ' || quote_literal(p.gid), '?'),
+                 coalesce(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, p.prepared)), 0)::float8
+             FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+             LEFT JOIN pg_locks x ON l.pid IS NULL AND x.virtualtransaction = l.virtualtransaction AND x.locktype = 'transactionid'
+             LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+             WHERE l.locktype = 'advisory' AND l.granted AND l.mode = 'ShareLock' AND l.objsubid = 2
+               AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+               AND (l.classid, l.objid) = ({LOCK_CLASS}::oid, {}::oid) ORDER BY 3 DESC",
+            self.sequence()
+        );
+        let rows = self.database.rows("its writers", &sql, &[]).await?;
+        let writer = |row| {
+            Ok(Writer {
+                pid: self.database.get(row, 0)?,
+                who: self.database.get(row, 1)?,
+                age_seconds: self.database.get(row, 2)?,
+            })
+        };
+        rows.iter().map(writer).collect()
+    }
+
+    /// Removes all of it.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn remove(&self) -> Result<(), Error> {
+        let name = self.name();
+        let sql = format!(
+            "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';
+             DROP FUNCTION IF EXISTS {name}() CASCADE; DROP SEQUENCE IF EXISTS {name}; COMMIT"
+        );
+        self.batch("the fence cannot be removed", &sql).await
+    }
+}

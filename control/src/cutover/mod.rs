@@ -1,0 +1,3 @@
+//! The switch of the application from one database to the other, and back.
+
+pub mod fence;
