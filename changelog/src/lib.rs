@@ -18,6 +18,7 @@ pub mod control;
 pub mod decode;
 pub mod encode;
 pub mod error;
+pub mod fence;
 pub mod ledger;
 pub mod lsn;
 pub mod origin;

@@ -41,7 +41,7 @@ impl Sequence {
         TableName::new(self.schema.clone(), self.name.clone())
     }
 
-    fn last(&self) -> Value {
+    pub fn value(&self) -> Value {
         Value { last_value: self.last_value, is_called: self.is_called }
     }
 }
@@ -221,7 +221,7 @@ fn check(source: &Sequence, target: &Held) -> Result<(), Unfit> {
 /// Whether a target's sequence would give values that the source's has given. One that cycles gives them again anyway.
 pub fn is_behind(source: &Sequence, target: &Held) -> bool {
     match check(source, target) {
-        Ok(()) => !source.cycle && order(source.increment, target.value) < order(source.increment, source.last()),
+        Ok(()) => !source.cycle && order(source.increment, target.value) < order(source.increment, source.value()),
         Err(_) => true,
     }
 }
@@ -237,7 +237,7 @@ pub fn is_behind(source: &Sequence, target: &Held) -> bool {
 pub fn advance(source: &Sequence, target: &Held, margin_rows: u64, growth: u64) -> Result<Option<Value>, Unfit> {
     check(source, target)?;
     if source.cycle {
-        return Ok(Some(source.last()).filter(|value| *value != target.value));
+        return Ok(Some(source.value()).filter(|value| *value != target.value));
     }
     let (step, last) = (i128::from(source.increment.unsigned_abs()), i128::from(source.last_value));
     let ascends = source.increment > 0;

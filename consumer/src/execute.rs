@@ -21,7 +21,7 @@ use crate::event::{PartitionIndex, RawEvent};
 use crate::merge::Applied;
 use crate::plan::{Change, Planner, Step, op_name};
 use crate::sequence::Sequences;
-use crate::target::{Marking, now_micros, run};
+use crate::target::{Marking, migration_of, now_micros, run};
 use crate::{Error, observe};
 
 mod whole_table;
@@ -136,7 +136,8 @@ impl Applier {
     }
 
     pub fn with_sequence_margin(self, margin: u64) -> Applier {
-        Applier { sequences: Sequences::new(margin), ..self }
+        let sequences = Sequences::new(migration_of(&self.lane), margin);
+        Applier { sequences, ..self }
     }
 
     fn absorb(&mut self, batch: &mut Batch) {

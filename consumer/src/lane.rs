@@ -14,6 +14,7 @@ use service::{Config, Hint as _, Shutdown};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
+use crate::admission::Admission;
 use crate::catalog::Relations;
 use crate::error::{Remedy, target};
 use crate::execute::{Applier, Batch, Scope};
@@ -45,6 +46,7 @@ pub async fn run(context: Context, lane: Lane) -> Result<(), Error> {
     let sessions = Sessions::new(&target_url, &name)?;
     let instance = format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple());
     let life = Life {
+        direction: lane,
         sessions,
         topics: Topics::new(&config.migration.name, lane),
         instance,
@@ -109,6 +111,7 @@ impl Drop for Ending {
 }
 
 struct Life {
+    direction: Lane,
     sessions: Sessions,
     topics: Topics,
     instance: String,
@@ -312,6 +315,8 @@ impl Life {
             refused: false,
             uncommitted: false,
             control: None,
+            admission: Admission::new(self.direction, &self.config.migration.name, &self.source_url),
+            rogue: None,
             applied: row.applied,
         };
         observe::phase("tolerant");

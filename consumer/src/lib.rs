@@ -9,6 +9,7 @@
 //! Pure modules (no tokio, rdkafka, sqlx or clock): `merge`, `event`, `ledger`, `relation`, `evolve`, `plan`, `array`, `dialect`. Progress is
 //! kept only in the target, in the schema `dflux`; a process holds nothing that another could miss.
 
+pub mod admission;
 pub mod array;
 pub mod catalog;
 pub mod dialect;

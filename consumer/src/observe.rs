@@ -19,6 +19,7 @@ pub const EPOCH: &str = "dflux_consumer_epoch";
 pub const LEADING: &str = "dflux_consumer_leading";
 pub const APPLIED_LSN: &str = "dflux_consumer_applied_lsn_bytes";
 pub const SEQUENCES_SET: &str = "dflux_consumer_sequences_set_total";
+pub const ROGUE: &str = "dflux_consumer_rogue_transactions_total";
 pub const SEQUENCES_BEHIND: &str = "dflux_consumer_sequences_behind";
 pub const UNFILLED_COLUMNS: &str = "dflux_consumer_unfilled_columns";
 
@@ -54,6 +55,8 @@ pub fn describe() {
     );
     describe_counter!(SEQUENCES_SET, "Times that a sequence of the target was set");
     describe_gauge!(SEQUENCES_BEHIND, "Sequences that the target lacks or that could not be set");
+    describe_counter!(ROGUE, "Transactions of the target that were written while the application was on the source");
+    counter!(ROGUE).absolute(0);
     counter!(SEQUENCES_SET).absolute(0);
     gauge!(SEQUENCES_BEHIND).set(0.0);
     counter!(DIVERGED).absolute(0);
@@ -177,6 +180,11 @@ pub fn resync_failed(table: &str, error: &crate::Error) {
 
 pub fn unasked() {
     tracing::warn!("a marker in the source's WAL begins a copy of a table that nobody asked for: it is passed over");
+}
+
+pub fn rogue(table: &str, at: changelog::Position) {
+    counter!(ROGUE).increment(1);
+    tracing::error!(table, position = %at, "somebody writes to the target while the application is on the source: it is not brought to the source");
 }
 
 pub fn sequences_set(count: usize) {

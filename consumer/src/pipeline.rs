@@ -13,6 +13,7 @@ use changelog::{Lsn, Manifest, Op, Position, TableName, ledger};
 use service::{Shutdown, config};
 use tokio::sync::mpsc;
 
+use crate::admission::Admission;
 use crate::catalog::{Met, Relations, Told};
 use crate::error::Remedy;
 use crate::event::{Item, Parcel, PartitionIndex, RawEvent};
@@ -24,7 +25,7 @@ use crate::relation::Relation;
 use crate::resync::Request;
 use crate::rule::Rule;
 use crate::target::now_micros;
-use crate::{Error, observe, sequence};
+use crate::{Error, observe, sequence, target};
 
 /// When the loop last moved, by this machine's clock; what signs of life rest on.
 pub type Pulse = Arc<AtomicI64>;
@@ -77,6 +78,10 @@ pub struct Pipeline<'a> {
     /// A part of it is in the target, in an open transaction.
     pub uncommitted: bool,
     pub control: Option<u16>,
+    /// Whether the application's writes are carried already.
+    pub admission: Admission,
+    /// The last transaction that was not.
+    pub rogue: Option<Lsn>,
     /// What is committed in the target.
     pub applied: Applied,
 }
@@ -276,7 +281,10 @@ impl Pipeline<'_> {
                 self.inside = true;
                 self.at = event.header.position.commit_lsn;
                 self.tail(event.partition, event.offset, event.header.position);
-                self.event(event).await?;
+                match self.admission.admits(self.at).await? {
+                    true => self.event(event).await?,
+                    false => self.rogue(&event).await?,
+                }
             }
             Item::End { manifest, offset } => self.end(manifest, offset).await?,
             Item::Schema { change, offset } => Box::pin(self.schema(&change, offset)).await?,
@@ -331,6 +339,21 @@ impl Pipeline<'_> {
             self.uncommitted = false;
             self.flush(true).await?;
         }
+        Ok(())
+    }
+
+    /// Somebody wrote to the target while the application was on the source: that is not brought to the source, but counted, once for each
+    /// transaction.
+    async fn rogue(&mut self, event: &RawEvent) -> Result<(), Error> {
+        let at = event.header.position;
+        if self.rogue.replace(at.commit_lsn) == Some(at.commit_lsn) {
+            return Ok(());
+        }
+        let table = self.relations.table_of(event.schema_id).await?;
+        let applier = self.whole_table().await?;
+        let lane = applier.lane().to_owned();
+        target::rogue(&mut applier.connection, &lane, &table, at).await?;
+        observe::rogue(&table.to_string(), at);
         Ok(())
     }
 

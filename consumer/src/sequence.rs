@@ -1,7 +1,8 @@
 //! The target's sequences: set ahead of what the source's were read at, in the transaction that moves the lane's position.
 //!
 //! `setval` is not undone by a rollback; that it is idempotent and never goes back makes this harmless. Nobody else may draw from them before
-//! the switch: between the look at a sequence and its `setval` another's `nextval` would be taken back.
+//! the switch: between the look at a sequence and its `setval` another's `nextval` would be taken back. Once the application may write
+//! to the target none is set any more.
 //!
 //! It must never stop the lane. A sequence that is missing, is not ours to set, or is another one is named, counted, and tried
 //! again with the next values that come, which the producer sends now and then whether or not anything changed.
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use changelog::sequence::{Held, READ_MAX, Value, advance, read_sql};
-use changelog::{Sequence, TableName};
+use changelog::{Sequence, TableName, fence};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
@@ -26,6 +27,7 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
 /// What is known of them between two batches. Lost in a restart, and learned again.
 #[derive(Debug, Default)]
 pub struct Sequences {
+    migration: String,
     margin: u64,
     /// Where the source's stood last, and by how much it had grown then.
     seen: HashMap<TableName, (i64, u64)>,
@@ -57,8 +59,8 @@ struct Found {
 type Troubles = Vec<(TableName, String)>;
 
 impl Sequences {
-    pub fn new(margin: u64) -> Sequences {
-        Sequences { margin, ..Sequences::default() }
+    pub fn new(migration: &str, margin: u64) -> Sequences {
+        Sequences { migration: migration.to_owned(), margin, ..Sequences::default() }
     }
 
     /// Within the open transaction. `read` in lane order: the last of a name counts.
@@ -67,6 +69,11 @@ impl Sequences {
     /// `Target`, for what the whole transaction must be tried again for.
     pub async fn set(&mut self, connection: &mut PgConnection, read: &[Sequence]) -> Result<(), Error> {
         if read.is_empty() {
+            return Ok(());
+        }
+        let open =
+            sqlx::query_scalar(AssertSqlSafe(fence::open_sql(&self.migration))).fetch_one(&mut *connection).await;
+        if open.map_err(target("its fence"))? {
             return Ok(());
         }
         let now = Instant::now();

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use changelog::table::quote_literal;
-use changelog::{Birth, Lsn, Position};
+use changelog::{Birth, Lsn, Position, TableName, fence};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgTypeInfo};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Encode, Postgres, Row, Type};
 
@@ -45,6 +45,11 @@ impl Encode<'_, Postgres> for RawArray {
 /// Microseconds since 1970 by this machine's clock.
 pub fn now_micros() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros() as i64)
+}
+
+/// The migration of a lane of this name.
+pub fn migration_of(lane: &str) -> &str {
+    lane.rsplit_once('/').map_or(lane, |(migration, _)| migration)
 }
 
 /// Opens sessions on the target for one lane.
@@ -111,8 +116,7 @@ impl Sessions {
         // Progress commits with the rows and Kafka has the events: a commit lost in a crash is applied again.
         settings.push_str("SET synchronous_commit = off;");
         // What the lane writes passes the fence that keeps the application out.
-        let migration = self.lane.rsplit_once('/').map_or(self.lane.as_str(), |(migration, _)| migration);
-        let _ = write!(settings, "SET dflux.applier = {};", quote_literal(migration));
+        let _ = write!(settings, "SET {} = {};", fence::PASS, quote_literal(migration_of(&self.lane)));
         if purpose == Purpose::Apply {
             // Keys are found by their index however small the table was when the statement was planned, and statements
             // with arrays as parameters gain nothing from being planned anew each time.
@@ -304,4 +308,16 @@ pub async fn record_error(
     let sql = "UPDATE dflux.lane SET phase = 'stopped', error = $3, error_hint = $4 WHERE lane = $1 AND epoch = $2";
     let query = sqlx::query(sql).bind(lane).bind(epoch).bind(text).bind(hint);
     query.execute(connection).await.map(|_| ()).map_err(target("dflux.lane"))
+}
+
+/// Counts a transaction that was not the application's, in the transaction that passes it.
+///
+/// # Errors
+/// `Target`.
+pub async fn rogue(connection: &mut PgConnection, lane: &str, table: &TableName, at: Position) -> Result<(), Error> {
+    let sql = "WITH told AS (INSERT INTO dflux.divergence (lane, schema_name, table_name, commit_lsn, ordinal, op) \
+               VALUES ($1, $2, $3, $4::pg_lsn, $5, 'rogue')) UPDATE dflux.lane SET diverged = diverged + 1 WHERE lane = $1";
+    let query = sqlx::query(sql).bind(lane).bind(&table.schema).bind(&table.name);
+    let query = query.bind(at.commit_lsn.to_string()).bind(at.ordinal as i64);
+    query.execute(connection).await.map(|_| ()).map_err(target("dflux.divergence"))
 }

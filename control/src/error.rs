@@ -13,6 +13,10 @@ pub enum Exit {
     Failed,
     /// The state of things does not allow it; nothing was changed.
     Refused,
+    /// Given up before the point of no return: the application is where it was.
+    Aborted,
+    /// A person has to look first; the side that was closed stays closed.
+    Ambiguous,
 }
 
 impl Exit {
@@ -21,6 +25,8 @@ impl Exit {
             Exit::Done => 0,
             Exit::Failed => 1,
             Exit::Refused => 2,
+            Exit::Aborted => 3,
+            Exit::Ambiguous => 4,
         }
     }
 }
@@ -101,8 +107,18 @@ pub enum Error {
     Unconfirmed,
     #[error("{role} database: no lock on {table} was to be had for the fence")]
     FenceBusy { role: &'static str, table: TableName },
+    #[error("{role} database: sequence {sequence} cannot be set: {why}")]
+    SequenceUnfit { role: &'static str, sequence: TableName, why: String },
     #[error("{role} database: epoch {epoch} has passed: another controller has taken over")]
-    StaleEpoch { role: &'static str, epoch: i64 },
+    StaleEpoch { role: &'static str, epoch: u64 },
+    #[error("the configuration names no config store")]
+    NoConfigStore,
+    #[error("[cutover] policy = \"dual\" is not there yet")]
+    NoDual,
+    #[error("the journal of the cutover")]
+    Journal { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error(transparent)]
+    Store(#[from] crate::store::Error),
     #[error("another dflux prepare of migration {migration} is running")]
     Busy { migration: String },
 }
@@ -124,6 +140,9 @@ impl Error {
             | Error::LaneInUse { .. }
             | Error::Unconfirmed
             | Error::FenceBusy { .. }
+            | Error::NoConfigStore
+            | Error::NoDual
+            | Error::SequenceUnfit { .. }
             | Error::StaleEpoch { .. }
             | Error::Busy { .. } => Exit::Refused,
             Error::Service(_)
@@ -144,6 +163,8 @@ impl Error {
             | Error::RowsRemain { .. }
             | Error::RowsSlow { .. }
             | Error::Validator(_)
+            | Error::Journal { .. }
+            | Error::Store(_)
             | Error::Write { .. }
             | Error::Source { .. } => Exit::Failed,
         }
@@ -215,6 +236,17 @@ impl Hint for Error {
             Error::FenceBusy { table, .. } => {
                 format!("a transaction holds {table} for long: end it, then ask again; nothing is closed")
             }
+            Error::SequenceUnfit { role, sequence, .. } => {
+                format!("make {sequence} on the {role} as it is on the other side, or exclude it; then ask again")
+            }
+            Error::NoConfigStore => {
+                "write [config_store] with kind = \"file\", \"etcd\", \"pgbouncer\" or \"command\": where the application learns its address".into()
+            }
+            Error::NoDual => "policy = \"drain\" or \"fenced\"".into(),
+            Error::Journal { .. } => {
+                "dflux.cutover on the target was changed by hand: restore its rows; nothing is done before".into()
+            }
+            Error::Store(error) => return error.hint(),
             Error::StaleEpoch { .. } => "dflux cutover status".into(),
             Error::Busy { .. } => "wait for it, then dflux prepare".into(),
         })

@@ -13,6 +13,7 @@ pub mod prepare;
 pub mod repair;
 pub mod resync;
 pub mod status;
+pub mod store;
 pub mod tables;
 pub mod topics;
 

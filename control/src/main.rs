@@ -1,10 +1,12 @@
-//! `dflux`: the operator's command. Exit codes: 0 done, 1 failed, 2 refused (nothing was changed).
+//! `dflux`: the operator's command. Exit codes: 0 done, 1 failed, 2 refused (nothing was changed), 3 aborted and safe, 4 ambiguous.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use control::cutover::drive::Controller;
+use control::cutover::event::Direction;
 use control::error::Exit;
 use control::{Error, assess, cleanup, prepare, repair, resync, status};
 use service::{Config, Hint};
@@ -54,12 +56,47 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
         timeout: u64,
     },
+    /// Moves the application to the target.
+    Cutover {
+        #[command(subcommand)]
+        verb: CutoverVerb,
+    },
+    /// Takes the application back to the source, with every write that the target has acknowledged.
+    Rollback {
+        #[command(subcommand)]
+        verb: RollbackVerb,
+    },
+    /// Gives up the way back: its slot and the target's fence are removed, the source stays closed.
+    Finalize,
     /// Removes slot, publication, topics, schemas and settings that dflux made. Migrated tables stay.
     Cleanup {
         /// Really removes; without it, only says what would go.
         #[arg(long)]
         yes: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum CutoverVerb {
+    /// Whether it could begin now. Changes nothing.
+    Check,
+    /// Begins it, or goes on with one that another process has left.
+    Start,
+    /// Gives it up, as long as it is not past its point of no return.
+    Abort,
+    /// Where it stands, and whether there is a way back.
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RollbackVerb {
+    /// Whether it could begin now. Changes nothing.
+    Check,
+    /// Begins it, or goes on with one that another process has left.
+    Start,
 }
 
 fn main() -> ExitCode {
@@ -102,6 +139,23 @@ async fn run(config: &Config, command: Command) -> Result<Exit, Error> {
             let from = if replay { resync::From::Topics } else { resync::From::Source };
             resync::run(config, &table, from, wait.then(|| Duration::from_secs(timeout))).await
         }
+        Command::Cutover { verb } => {
+            let mut controller = Controller::new(config).await?;
+            match verb {
+                CutoverVerb::Check => controller.check(Direction::Forward).await,
+                CutoverVerb::Start => controller.start(Direction::Forward).await,
+                CutoverVerb::Abort => controller.abort().await,
+                CutoverVerb::Status { json } => controller.status(json).await,
+            }
+        }
+        Command::Rollback { verb } => {
+            let mut controller = Controller::new(config).await?;
+            match verb {
+                RollbackVerb::Check => controller.check(Direction::Back).await,
+                RollbackVerb::Start => controller.start(Direction::Back).await,
+            }
+        }
+        Command::Finalize => Controller::new(config).await?.finalize().await,
         Command::Cleanup { yes } => cleanup::run(config, yes).await,
     }
 }

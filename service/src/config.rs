@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::Error;
+pub use crate::config_store::{Command, ConfigStore, Etcd, Held, Pgbouncer};
 
 const ENVIRONMENT_PREFIX: &str = "DFLUX__";
 
@@ -292,21 +293,31 @@ pub enum Policy {
 pub struct Cutover {
     pub policy: Policy,
     pub max_lag_ms: u64,
+    /// For so long the lag has to stay below `max_lag_ms` before a side is closed.
+    pub gate_seconds: u64,
+    /// From the fence to the point of no return; longer, and it is given up.
+    pub max_outage_ms: u64,
     pub drain_seconds: u64,
     pub rollback_minutes: u64,
+    /// What the application's config store holds while it is on the source, where that is not `[source] url`.
+    pub source_url: Option<String>,
+    /// The same of the target.
+    pub target_url: Option<String>,
 }
 
 impl Default for Cutover {
     fn default() -> Self {
-        Cutover { policy: Policy::Drain, max_lag_ms: 100, drain_seconds: 300, rollback_minutes: 30 }
+        Cutover {
+            policy: Policy::Drain,
+            max_lag_ms: 100,
+            gate_seconds: 30,
+            max_outage_ms: 10_000,
+            drain_seconds: 300,
+            rollback_minutes: 30,
+            source_url: None,
+            target_url: None,
+        }
     }
-}
-
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, tag = "kind", rename_all = "lowercase")]
-pub enum ConfigStore {
-    /// A file whose whole content is the application's connection URL.
-    File { path: PathBuf },
 }
 
 impl Config {

@@ -3,6 +3,7 @@
 //! Knows nothing of rows or WAL.
 
 pub mod config;
+mod config_store;
 pub mod error;
 pub mod kafka;
 pub mod program;

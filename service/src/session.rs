@@ -176,6 +176,17 @@ impl Address {
     /// # Errors
     /// `Connect` with the server's own words.
     pub async fn connect(&self, application_name: &str) -> Result<Client, Error> {
+        let client = self.connect_plain(application_name).await?;
+        let failed = |source| Error::Connect { role: self.role, address: self.host_and_port(), source };
+        client.batch_execute(&pinned_settings_sql()).await.map_err(failed)?;
+        Ok(client)
+    }
+
+    /// Opens a session without the pinned settings, for what speaks the protocol and is no PostgreSQL (PgBouncer's console).
+    ///
+    /// # Errors
+    /// `Connect` with the server's own words.
+    pub async fn connect_plain(&self, application_name: &str) -> Result<Client, Error> {
         let failed = |source| Error::Connect { role: self.role, address: self.host_and_port(), source };
         let mut config = self.config.clone();
         config.application_name(application_name);
@@ -187,7 +198,6 @@ impl Address {
                 tracing::debug!(%error, "session ended");
             }
         });
-        client.batch_execute(&pinned_settings_sql()).await.map_err(failed)?;
         Ok(client)
     }
 }

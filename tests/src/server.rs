@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::Result;
 use crate::process::{Launch, Life, Process};
+use crate::{Result, wait};
 
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
+const FROZEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The process that runs now, if one does.
 #[derive(Debug)]
@@ -67,6 +68,21 @@ impl Place {
         if let Some(process) = self.process().as_ref() {
             process.signal(signal);
         }
+    }
+
+    /// SIGSTOP, and waits until each of its threads stands still: the signal returns before.
+    ///
+    /// # Errors
+    /// When they run on.
+    pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP);
+        let Some(pid) = self.pid() else { return Ok(()) };
+        wait::until_true(&format!("process {pid} stands still"), FROZEN_WITHIN, || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let mut states =
+                threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default());
+            states.all(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+        })
     }
 
     pub fn pid(&self) -> Option<i32> {

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use changelog::TableName;
-use control::cutover::fence::{Barrier, Fence, Mode, Standing};
+use control::cutover::event::{Epoch, Mode};
+use control::cutover::fence::{Barrier, Fence, Standing};
 use control::{Database, Error};
 use tests::postgres::{Options, Server};
 use tests::sql::Session;
@@ -48,8 +49,8 @@ impl Fenced {
         Fence::new(&self.database, &self.migration)
     }
 
-    fn set(&self, epoch: i64, mode: Mode) -> Result<(), Error> {
-        self.runtime.block_on(self.fence().set(epoch, mode))
+    fn set(&self, epoch: u64, mode: Mode) -> Result<(), Error> {
+        self.runtime.block_on(self.fence().set(Epoch(epoch), mode))
     }
 
     fn barrier(&self, within: Duration) -> Barrier {
@@ -114,12 +115,13 @@ fn a_closed_fence_lets_nobody_write_but_the_lanes() {
     lane.run("INSERT INTO plain VALUES (2000, 1); UPDATE leaf SET v = 1").unwrap();
     assert_eq!(
         fenced.runtime.block_on(fenced.fence().standing()).unwrap(),
-        Some(Standing { epoch: 1, mode: Mode::Closed })
+        Some(Standing { epoch: Epoch(1), mode: Mode::Closed })
     );
     // A later controller opens it, and the one before can do nothing any more.
     fenced.set(3, Mode::Open).unwrap();
     plain.run("INSERT INTO plain VALUES (3000, 1)").unwrap();
     assert!(matches!(fenced.set(2, Mode::Closed), Err(Error::StaleEpoch { .. })));
+    assert!(matches!(fenced.set(3, Mode::Sealed), Err(Error::StaleEpoch { .. })), "one that is open is not sealed");
     plain.run("INSERT INTO plain VALUES (3001, 1)").unwrap();
     // A partition that came later has none yet.
     fenced.session.run("CREATE TABLE later PARTITION OF parted FOR VALUES FROM (50) TO (60)").unwrap();
@@ -135,12 +137,13 @@ fn a_closed_fence_lets_nobody_write_but_the_lanes() {
 fn the_barrier_waits_for_whoever_passed_before_and_a_session_with_an_old_snapshot_does_not_pass() {
     let fenced = Fenced::new(&shared().unwrap().source, "barrier");
     let (open, old, reader) = (fenced.connect(), fenced.connect(), fenced.connect());
-    for level in ["REPEATABLE READ", "SERIALIZABLE", "READ COMMITTED"] {
-        fenced.set(10, Mode::Open).unwrap();
+    for (round, level) in ["REPEATABLE READ", "SERIALIZABLE", "READ COMMITTED"].into_iter().enumerate() {
+        let epoch = 10 + 2 * round as u64;
+        fenced.set(epoch, Mode::Open).unwrap();
         reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT * FROM plain").unwrap();
         old.run(&format!("BEGIN ISOLATION LEVEL {level}; SELECT * FROM plain")).unwrap();
         open.run(&format!("BEGIN ISOLATION LEVEL {level}; UPDATE plain SET v = v + 1 WHERE id = 5")).unwrap();
-        fenced.set(10, Mode::Draining).unwrap();
+        fenced.set(epoch + 1, Mode::OldTransactions).unwrap();
         let Barrier::Busy(writers) = fenced.barrier(NOW) else { panic!("a writer is on its way") };
         assert_eq!(writers.len(), 1, "{writers:?}");
         assert!(writers[0].pid.is_some() && writers[0].who.starts_with("postgres"), "{writers:?}");
@@ -152,16 +155,16 @@ fn the_barrier_waits_for_whoever_passed_before_and_a_session_with_an_old_snapsho
         reader.run("COMMIT").unwrap();
     }
     // Closed at once: the transaction fails with its next write.
-    fenced.set(10, Mode::Open).unwrap();
+    fenced.set(20, Mode::Open).unwrap();
     open.run("BEGIN; UPDATE plain SET v = v + 1 WHERE id = 6").unwrap();
-    fenced.set(11, Mode::Closed).unwrap();
+    fenced.set(21, Mode::Closed).unwrap();
     refused(&open, "UPDATE plain SET v = v + 1 WHERE id = 6");
     assert_eq!(fenced.barrier(LONG), Barrier::Reached);
     // A prepared one has no session, and counts.
-    fenced.set(11, Mode::Open).unwrap();
+    fenced.set(22, Mode::Open).unwrap();
     let gid = format!("gid {}", fenced.session.value("SELECT current_database()").unwrap());
     open.run(&format!("BEGIN; UPDATE plain SET v = v + 1 WHERE id = 7; PREPARE TRANSACTION '{gid}'")).unwrap();
-    fenced.set(11, Mode::Closed).unwrap();
+    fenced.set(23, Mode::Closed).unwrap();
     let Barrier::Busy(writers) = fenced.barrier(NOW) else { panic!("a prepared transaction is on its way") };
     assert_eq!((writers[0].pid, writers[0].who.as_str()), (None, format!("prepared transaction '{gid}'").as_str()));
     open.run(&format!("COMMIT PREPARED '{gid}'")).unwrap();
@@ -195,10 +198,11 @@ fn behind_the_barrier_no_writer_of_many_has_written() {
     std::thread::scope(|scope| {
         let writing: Vec<_> = (0..6).map(|at| scope.spawn(move || write(at))).collect();
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for epoch in 1..30 {
+            for round in 1..30 {
+                let epoch = 2 * round;
                 let seen = passed.load(Ordering::Relaxed);
                 wait::until_true("they write", LONG, || passed.load(Ordering::Relaxed) > seen + 20).unwrap();
-                fenced.set(epoch, if epoch % 2 == 0 { Mode::Closed } else { Mode::Draining }).unwrap();
+                fenced.set(epoch, if round % 2 == 0 { Mode::Closed } else { Mode::OldTransactions }).unwrap();
                 assert_eq!(fenced.barrier(LONG), Barrier::Reached);
                 let state = "SELECT (SELECT sum(v) FROM plain) || ' ' || (SELECT count(*) FROM parted)";
                 let at_barrier = fenced.session.value(state).unwrap();
@@ -211,7 +215,7 @@ fn behind_the_barrier_no_writer_of_many_has_written() {
                 );
                 // One that had committed may hear of it late.
                 assert!(passed.load(Ordering::Relaxed) <= seen + 6);
-                fenced.set(epoch, Mode::Open).unwrap();
+                fenced.set(epoch + 1, Mode::Open).unwrap();
             }
         }));
         stop.store(true, Ordering::Relaxed);

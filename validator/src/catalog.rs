@@ -93,7 +93,7 @@ SELECT jsonb_build_object(
   'triggers', coalesce((
     SELECT jsonb_agg(jsonb_build_object('name', g.tgname, 'definition', pg_get_triggerdef(g.oid), 'active', g.tgenabled <> 'D')
       ORDER BY g.tgname)
-    FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal), '[]'),
+    FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgname <> 'dflux fence'), '[]'),
   'policies', coalesce((
     SELECT jsonb_agg(jsonb_build_object('name', p.polname, 'definition', concat_ws(' ', p.polcmd, p.polpermissive,
       'USING', pg_get_expr(p.polqual, p.polrelid), 'CHECK', pg_get_expr(p.polwithcheck, p.polrelid)), 'active', true)

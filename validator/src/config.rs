@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use changelog::Lane;
+use changelog::origin::lane_name;
 use service::Config;
 
 use crate::levels::Levels;
@@ -31,7 +33,9 @@ pub struct Settings {
     pub interval: Duration,
     /// Between two comparisons of what has changed; none between rounds.
     pub changed_interval: Option<Duration>,
-    /// `<migration>/forward`, the key of `dflux.lane`.
+    /// The lane that fills the target; of the reverse lane the two databases are exchanged.
+    pub direction: Lane,
+    /// `<migration>/<direction>`, the key of `dflux.lane`.
     pub lane: String,
     pub levels: Levels,
     /// Values of differing records are shown and not masked.
@@ -47,7 +51,8 @@ impl Settings {
             interval: Duration::from_secs(config.validator.interval_seconds),
             changed_interval: Some(Duration::from_secs(config.validator.changed_interval_seconds))
                 .filter(|interval| !interval.is_zero()),
-            lane: format!("{}/{}", config.migration.name, changelog::Lane::Forward),
+            direction: Lane::Forward,
+            lane: lane_name(&config.migration.name, Lane::Forward),
             levels: Levels::ALL,
             show_values: false,
         }

@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use changelog::{Lsn, TableName};
+use changelog::origin::lane_name;
+use changelog::{Lane, Lsn, TableName};
 use futures_util::future::try_join_all;
 use service::config::Migration;
 use service::registry::RegistryClient;
@@ -108,6 +109,15 @@ impl Validator {
     /// Only these levels; whether values are shown.
     pub fn with(mut self, levels: Levels, show_values: bool) -> Validator {
         (self.settings.levels, self.settings.show_values) = (levels, show_values);
+        self
+    }
+
+    /// Of the reverse lane: the database that the migration calls its target is the source, and the other way round.
+    pub fn of_reverse_lane(mut self) -> Validator {
+        std::mem::swap(&mut self.source, &mut self.target);
+        self.settings.direction = Lane::Reverse;
+        self.settings.lane = lane_name(&self.config.migration.name, Lane::Reverse);
+        self.config.migration.publication.push_str("_reverse");
         self
     }
 
@@ -214,7 +224,7 @@ impl Validator {
         }
         if self.tail.as_ref().is_none_or(Tail::ended) {
             self.tail = None;
-            self.tail = Tail::start(&self.config).await?;
+            self.tail = Tail::start(&self.config, self.settings.direction).await?;
         }
         Ok(if self.tail.is_some() { Following::Lane } else { Following::None })
     }

@@ -74,14 +74,14 @@ impl Tail {
     ///
     /// # Errors
     /// `Kafka`, `Topic`.
-    pub async fn start(config: &Config) -> Result<Option<Tail>, Error> {
+    pub async fn start(config: &Config, lane: Lane) -> Result<Option<Tail>, Error> {
         let config = config.clone();
-        blocking(move || Tail::start_blocking(&config)).await
+        blocking(move || Tail::start_blocking(&config, lane)).await
     }
 
-    fn start_blocking(config: &Config) -> Result<Option<Tail>, Error> {
+    fn start_blocking(config: &Config, lane: Lane) -> Result<Option<Tail>, Error> {
         let kafka = &config.kafka;
-        let topics = Topics::new(&config.migration.name, Lane::Forward);
+        let topics = Topics::new(&config.migration.name, lane);
         let consumer = consumer(config)?;
         let failed = |error: KafkaError| Error::Service(service::kafka::failed(kafka, error));
         let metadata = consumer.fetch_metadata(None, REQUEST_TIMEOUT).map_err(failed)?;

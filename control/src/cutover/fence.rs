@@ -2,56 +2,48 @@
 //!
 //! ```text
 //!  a write ─> trigger: is it open? ─ shared lock, to the transaction's end ─ is it still open? ─> passes
-//!  close   ─> setval(closed) ────── exclusive lock: whoever passed before has ended ──────────> L, nothing is written behind it
+//!  close   ─> setval(closed) ── nobody holds the lock any more: whoever passed before has ended ──> L, nothing is written behind it
 //! ```
 //! Whether it is open is the value of a sequence: it outlives every crash, costs a write a few microseconds, and is seen at once by a
 //! session whose snapshot is older, which no row would be. Whoever passed holds an advisory lock until its transaction ends, a prepared
-//! one too; the exclusive lock, which no writer waits for, is therefore the barrier, whatever the isolation level. A value holds the
-//! epoch, so that a controller that another has taken over from changes nothing.
+//! one too: whose locks there are says who is left, whatever the isolation level, and no writer ever waits. A value holds the epoch,
+//! so that a controller that another has taken over from changes nothing; within one epoch a fence only closes further.
 //!
 //! The triggers fire for replica-mode writers as well. Sessions of the consumer say who they are (`dflux.applier`) and pass; a role that
 //! says so too, or that disables triggers, has been told what it does.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use changelog::TableName;
+use changelog::fence::{self, LOCK_CLASS, MODE_BITS, PASS, TRIGGER};
 use changelog::table::{quote_identifier, quote_literal};
 use tokio_postgres::error::SqlState;
 
+use super::{Epoch, Mode};
 use crate::{Database, Error};
 
-/// What the triggers are called.
-pub const TRIGGER: &str = "dflux fence";
-/// First half of the advisory lock's key; the second is the sequence's OID.
-const LOCK_CLASS: i32 = 0x6466_6c78;
+/// Of the epoch in the sequence's value.
+const EPOCH_SHIFT: u32 = MODE_BITS.trailing_ones();
 /// A table's lock is not waited for longer than this: behind us, the application's writes would wait too.
 const TABLE_LOCK_MS: u32 = 300;
 const TABLE_LOCK_TRIES: u32 = 40;
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
-/// Whether the application may write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    Open,
-    /// No write passes but the lanes'.
-    Closed,
-    /// As `Closed`, but a transaction that had written before may go on to its end.
-    Draining,
-}
-
-impl Mode {
-    fn bits(self) -> i64 {
-        match self {
-            Mode::Open => 0,
-            Mode::Closed => 1,
-            Mode::Draining => 2,
-        }
+/// The stricter the greater.
+fn bits(mode: Mode) -> i64 {
+    match mode {
+        Mode::Open => 0,
+        Mode::OldSessions => 1,
+        Mode::OldTransactions => 2,
+        Mode::Closed => 3,
+        Mode::Sealed => 4,
     }
 }
 
 /// What the fence of a database says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    pub epoch: i64,
+    pub epoch: Epoch,
     pub mode: Mode,
 }
 
@@ -88,7 +80,7 @@ impl<'a> Fence<'a> {
     }
 
     fn name(&self) -> String {
-        format!("dflux.{}", quote_identifier(&format!("fence {}", self.migration)))
+        fence::quoted(self.migration)
     }
 
     /// The sequence as a `regclass` literal.
@@ -124,16 +116,17 @@ END $dflux$;
 CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $dflux$
 BEGIN
     -- These are expressions that need no statement of their own.
-    IF pg_catalog.pg_sequence_last_value({sequence}) & 3 = 0 AND pg_catalog.pg_try_advisory_xact_lock_shared({lock})
-        AND pg_catalog.pg_sequence_last_value({sequence}) & 3 = 0 THEN
-        RETURN NULL;
-    END IF;
-    IF pg_catalog.current_setting('dflux.applier', true) = {migration} THEN
-        RETURN NULL;
-    END IF;
-    IF pg_catalog.pg_sequence_last_value({sequence}) & 3 = {draining} AND EXISTS (SELECT FROM pg_catalog.pg_locks l
+    IF pg_catalog.pg_sequence_last_value({sequence}) & {MODE_BITS} = 0 THEN
+        IF pg_catalog.pg_try_advisory_xact_lock_shared({lock}) AND pg_catalog.pg_sequence_last_value({sequence}) & {MODE_BITS} = 0 THEN
+            RETURN NULL;
+        END IF;
+        -- Closed between the two looks: the lock does not show that it was held before.
+    ELSIF pg_catalog.pg_sequence_last_value({sequence}) & {MODE_BITS} = {draining} AND EXISTS (SELECT FROM pg_catalog.pg_locks l
         WHERE l.locktype = 'advisory' AND l.pid = pg_catalog.pg_backend_pid() AND l.granted AND l.objsubid = 2
         AND (l.classid, l.objid) = ({class}::pg_catalog.oid, {sequence}::pg_catalog.oid)) THEN
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.current_setting('{PASS}', true) = {migration} THEN
         RETURN NULL;
     END IF;
     RAISE read_only_sql_transaction USING MESSAGE = 'dflux: this database takes no writes: migration ' || {migration} || ' has closed it',
@@ -142,8 +135,8 @@ END $dflux$;
 COMMIT",
             ddl_lock = consumer::schema::DDL_LOCK,
             literal = quote_literal(&name),
-            bits = mode.bits(),
-            draining = Mode::Draining.bits(),
+            bits = bits(mode),
+            draining = bits(Mode::OldTransactions),
             class = LOCK_CLASS,
             lock = self.lock(),
             migration = quote_literal(self.migration),
@@ -174,11 +167,12 @@ COMMIT",
              SELECT n.nspname::text, c.relname::text FROM part p JOIN pg_class c ON c.oid = p.oid JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
                JOIN pg_namespace s ON s.oid = f.pronamespace WHERE t.tgrelid = p.oid AND t.tgname = $3 AND t.tgenabled = 'A'
-               AND s.nspname = 'dflux' AND f.proname = 'fence ' || $4)
+               AND s.nspname = 'dflux' AND f.proname = $4)
              ORDER BY 1, 2";
         let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
         let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-        let rows = self.database.rows("its fence", sql, &[&schemas, &names, &TRIGGER, &self.migration]).await?;
+        let rows =
+            self.database.rows("its fence", sql, &[&schemas, &names, &TRIGGER, &fence::name(self.migration)]).await?;
         let table =
             |row| Ok(TableName::new(self.database.get::<String>(row, 0)?, self.database.get::<String>(row, 1)?));
         rows.iter().map(table).collect()
@@ -217,56 +211,67 @@ COMMIT",
         let sql = "SELECT CASE WHEN pg_catalog.to_regclass($1) IS NOT NULL THEN pg_catalog.pg_sequence_last_value(pg_catalog.to_regclass($1)) END";
         let row = self.database.row("its fence", sql, &[&self.name()]).await?;
         Ok(self.database.get::<Option<i64>>(&row, 0)?.map(|value| {
-            let mode = match value & 3 {
+            let mode = match value & MODE_BITS {
                 0 => Mode::Open,
-                2 => Mode::Draining,
-                _ => Mode::Closed,
+                1 => Mode::OldSessions,
+                2 => Mode::OldTransactions,
+                3 => Mode::Closed,
+                _ => Mode::Sealed,
             };
-            Standing { epoch: value >> 2, mode }
+            Standing { epoch: Epoch((value >> EPOCH_SHIFT).max(0) as u64), mode }
         }))
     }
 
-    /// Opens or closes it under an epoch; the same again does nothing. It holds at once, and through a crash of the server.
+    /// Opens or closes it under an epoch; under the one that it has already it only closes further. It holds at once, and through a
+    /// crash of the server. One that is open is not sealed.
     ///
     /// # Errors
-    /// `Sql`; `StaleEpoch` where a later one has been here.
-    pub async fn set(&self, epoch: i64, mode: Mode) -> Result<(), Error> {
-        // One at a time; behind a crash of the server the value must be there.
+    /// `Sql`; `StaleEpoch` where a later one has been here, or this one has closed it.
+    pub async fn set(&self, epoch: Epoch, mode: Mode) -> Result<(), Error> {
+        let (epoch, sequence) = (epoch.0, self.sequence());
+        // One at a time, and not while the consumer sets sequences.
         let sql = format!(
             "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, 0);
              DO $dflux$ BEGIN
-                 IF pg_catalog.pg_sequence_last_value({sequence}) >> 2 > {epoch} THEN
-                     RAISE serialization_failure USING MESSAGE = 'epoch ' || (pg_catalog.pg_sequence_last_value({sequence}) >> 2);
+                 IF pg_catalog.pg_sequence_last_value({sequence}) >> {EPOCH_SHIFT} > {epoch} THEN
+                     RAISE serialization_failure USING MESSAGE = 'epoch ' || (pg_catalog.pg_sequence_last_value({sequence}) >> {EPOCH_SHIFT});
                  END IF;
-                 PERFORM pg_catalog.setval({sequence}, {value}, true);
+                 IF {sealed} AND pg_catalog.pg_sequence_last_value({sequence}) & {MODE_BITS} = 0 THEN
+                     RAISE serialization_failure USING MESSAGE = 'it is open';
+                 END IF;
+                 PERFORM pg_catalog.setval({sequence}, greatest({value}, pg_catalog.pg_sequence_last_value({sequence})), true);
              END $dflux$; COMMIT",
-            sequence = self.sequence(),
-            value = epoch << 2 | mode.bits(),
+            sealed = mode == Mode::Sealed,
+            value = epoch << EPOCH_SHIFT | bits(mode) as u64,
         );
+        let stale = || Error::StaleEpoch { role: self.database.role, epoch };
         match self.batch("the fence cannot be set", &sql).await {
             Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
-                Err(Error::StaleEpoch { role: self.database.role, epoch })
+                return Err(stale());
             }
-            done => done,
+            done => done?,
+        }
+        match self.standing().await? {
+            Some(standing) if standing.mode == Mode::Open || mode != Mode::Open => Ok(()),
+            _ => Err(stale()),
         }
     }
 
-    /// Waits until everybody who passed it before it closed has ended, for this long at most. No writer ever waits for this.
+    /// Waits until everybody who passed it before it closed has ended, for this long at most.
     ///
     /// # Errors
     /// `Sql`.
     pub async fn barrier(&self, within: Duration) -> Result<Barrier, Error> {
-        let sql = format!(
-            "BEGIN; SET LOCAL lock_timeout = {}; SELECT pg_catalog.pg_advisory_xact_lock({}); COMMIT",
-            within.as_millis().clamp(1, i32::MAX as u128),
-            self.lock()
-        );
-        match self.batch("its writers cannot be waited for", &sql).await {
-            Ok(()) => Ok(Barrier::Reached),
-            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                Ok(Barrier::Busy(self.writers().await?))
+        let ends = Instant::now() + within;
+        loop {
+            let writers = self.writers().await?;
+            if writers.is_empty() {
+                return Ok(Barrier::Reached);
             }
-            Err(error) => Err(error),
+            if Instant::now() > ends {
+                return Ok(Barrier::Busy(writers));
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use changelog::fence;
 use producer::source::schema_trigger;
 
 use super::archive::Entry;
@@ -72,6 +73,7 @@ fn unwanted(entry: &Entry, world: &World) -> bool {
         // Ours would be made on the target by itself; the others are the database's, not the schema's.
         "DATABASE" | "DATABASE PROPERTIES" | "ACL" | "DEFAULT ACL" | "SECURITY LABEL" => true,
         "SCHEMA" => entry.name == "dflux",
+        "TRIGGER" => entry.name.ends_with(&format!(" {}", fence::TRIGGER)),
         "EVENT TRIGGER" => entry.name.starts_with(schema_trigger::NAME_PREFIX),
         _ => false,
     }
