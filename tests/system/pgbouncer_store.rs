@@ -163,7 +163,7 @@ async fn log_in(url: String, seen: Arc<Seen>) {
             seen.took(began);
             seen.logins.fetch_add(1, Ordering::Relaxed);
         });
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::task::spawn_blocking(|| wait::pace(Duration::from_millis(20))).await.unwrap();
     }
     while let Some(client) = clients.join_next().await {
         client.unwrap();
