@@ -1,7 +1,12 @@
 //! The operator's whole story on real servers, with the application writing through it.
 
+use std::time::Duration;
+
 use serde_json::Value as Json;
+use tests::cache;
+use tests::process::{Launch, Process};
 use tests::services::{Said, run};
+use tests::wait;
 
 use crate::moving::Moving;
 use crate::reverse::{Application, Both, SCHEMA, TABLES};
@@ -127,4 +132,60 @@ fn a_gate_that_is_not_passed_refuses_and_a_store_that_somebody_changed_gives_it_
     assert_eq!(moving.source.value("SELECT owner FROM account WHERE id = 9").unwrap(), "o9");
     let said = dflux(&both, &["cutover", "check"]);
     assert!(said.code == Some(2) && said.stdout.contains("1 change(s) found no row"), "{}", said.stdout);
+}
+
+/// A controller of its own, to be killed.
+fn begun(both: &Both, arguments: &[&str]) -> Process {
+    let config = both.moving.migration.config().display().to_string();
+    let arguments = arguments.iter().copied().chain(["--config", &config]).map(str::to_owned).collect::<Vec<_>>();
+    Launch::new("dflux", cache::program("dflux").unwrap(), &both.moving.migration.folder)
+        .arguments(arguments)
+        .start()
+        .unwrap()
+}
+
+/// Run until nobody holds it any more: who was killed is waited for until he has been silent for ten seconds.
+fn carried(both: &Both, arguments: &[&str], on: &str) {
+    wait::until(&format!("dflux {}", arguments.join(" ")), Duration::from_secs(120), || {
+        let said = dflux(both, arguments);
+        match said.code {
+            Some(0) => Ok(()),
+            Some(2) if said.stdout.contains("another process is at work") => Err("held"),
+            // It had come to its end before it was killed.
+            Some(2) if status(both)["application_on"] == on => Ok(()),
+            code => panic!("{code:?}: {}{}", said.stdout, said.stderr),
+        }
+    })
+    .unwrap();
+    assert_eq!(status(both)["application_on"], on);
+}
+
+#[test]
+fn a_controller_that_is_killed_at_any_moment_is_carried_on_by_the_next() {
+    let both = both("killed");
+    let store = both.moving.migration.folder.join("database.url");
+    let read = || std::fs::read_to_string(&store).unwrap();
+    let application = Application::new(&read);
+    application.beside(|| {
+        for round in 0..4_u64 {
+            let (verb, on) = if round % 2 == 0 { ("cutover", "target") } else { ("rollback", "source") };
+            application.writes(50);
+            let before = status(&both)["epoch"].clone();
+            let controller = begun(&both, &[verb, "start"]);
+            wait::until_true("it is past its gate", Duration::from_secs(60), || status(&both)["epoch"] != before)
+                .unwrap();
+            wait::pace(Duration::from_millis(130 * round));
+            controller.kill();
+            carried(&both, &[verb, "start"], on);
+        }
+        application.writes(50);
+    });
+    let (source, target) = (both.moving.migration.source().unwrap(), both.moving.migration.target().unwrap());
+    application.assert_kept(&source);
+    wait::until_true("the target has it all", Duration::from_secs(60), || {
+        let count = "SELECT count(*) FROM loose";
+        source.value(count).unwrap() == target.value(count).unwrap()
+    })
+    .unwrap();
+    application.assert_kept(&target);
 }

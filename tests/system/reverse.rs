@@ -139,7 +139,7 @@ fn without_the_right_to_an_origin_each_transaction_is_marked_by_a_message() {
     moving.prepare();
     moving.start();
     moving.prepare();
-    let both = Both::start(moving);
+    let both = Both::start(moving).admitted();
     assert_eq!(
         both.moving
             .source

@@ -28,6 +28,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// A consumer that was silent for longer is not alive.
 const SILENT_SECONDS: f64 = 15.0;
 /// Clients are held back this long at most before the fence closes, where the store can.
+const RELEASE_TRIES: usize = 25;
 const PAUSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One process that carries a switch through.
@@ -114,6 +115,17 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// A database does not answer before anything was begun.
     pub async fn start(&mut self, direction: Direction) -> Result<Exit, Error> {
+        loop {
+            let exit = self.started(direction).await?;
+            // Asked for while the cutover still drained, the drain was brought to its end first.
+            let reversible = exit == Exit::Done && self.journal().read().await?.state.phase == Phase::Reversible;
+            if direction == Direction::Forward || !reversible {
+                return Ok(exit);
+            }
+        }
+    }
+
+    async fn started(&mut self, direction: Direction) -> Result<Exit, Error> {
         let (policy, limits) = (self.policy()?, self.limits());
         self.journal().make().await?;
         let read = self.journal().read().await?;
@@ -163,19 +175,29 @@ impl<'a> Controller<'a> {
     }
 
     /// Appends what a verb begins with, and follows it to its end.
-    async fn begin(&mut self, asked: Verb, mut read: Read, facts: &Facts) -> Result<Exit, Error> {
-        loop {
-            let event = match self.judge(asked, &read, facts).await? {
-                Ok(Some(event)) => event,
-                Ok(None) => return Ok(Exit::Done),
-                Err(exit) => return Ok(exit),
-            };
-            if let Some(record) = self.journal().append(&read, event).await? {
-                self.wrote(&record);
-                return Ok(self.follow().await);
+    async fn begin(&mut self, asked: Verb, read: Read, facts: &Facts) -> Result<Exit, Error> {
+        let event = match self.judge(asked, &read, facts).await? {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(Exit::Done),
+            Err(exit) => return Ok(exit),
+        };
+        match self.journal().append(&read, event).await {
+            Ok(Some(record)) => self.wrote(&record),
+            Ok(None) => {
+                println!("refused: another process has begun something in this moment\nhint: dflux cutover status");
+                return Ok(Exit::Refused);
             }
-            read = self.journal().read().await?;
+            // It may have been written all the same: then it is this process's to carry on.
+            Err(error) => {
+                self.sides.revive().await;
+                let read = self.journal().read().await?;
+                if read.state.holder != self.holder {
+                    return Err(error);
+                }
+                self.epoch = Some(read.state.epoch);
+            }
         }
+        Ok(self.follow().await)
     }
 
     /// Whether a verb is in order, the gate's checks aside, which take their time.
@@ -220,8 +242,10 @@ impl<'a> Controller<'a> {
     /// From the first record on only the journal ends it: nothing here is given up because a connection is lost.
     async fn follow(&mut self) -> Exit {
         loop {
-            match self.turn().await {
+            match self.bounded().await {
                 Ok(None) => {}
+                // Of another controller's attempt the clients are its own business.
+                Ok(Some(Exit::Ambiguous)) => return Exit::Ambiguous,
                 Ok(Some(exit)) => {
                     self.release().await;
                     return exit;
@@ -229,12 +253,20 @@ impl<'a> Controller<'a> {
                 Err(error) => {
                     tell::trouble(&error);
                     tokio::time::sleep(AGAIN).await;
-                    if let Ok(sides) = Sides::connect(self.config).await {
-                        self.sides = sides;
-                    }
                 }
             }
+            self.sides.revive().await;
         }
+    }
+
+    /// A turn that takes longer than the whole outage may is given up, with its sessions: the next one sees what time it is.
+    async fn bounded(&mut self) -> Result<Option<Exit>, Error> {
+        let limit = Duration::from_millis(self.config.cutover.max_outage_ms) + Duration::from_secs(1);
+        if let Ok(turned) = tokio::time::timeout(limit, self.turn()).await {
+            return turned;
+        }
+        self.sides = Sides::connect(self.config).await?;
+        Ok(None)
     }
 
     async fn turn(&mut self) -> Result<Option<Exit>, Error> {
@@ -249,7 +281,7 @@ impl<'a> Controller<'a> {
                 if let Some(event) = answered(&effect, &answer) {
                     self.record(&read, event).await?;
                 } else if answer == Answer::Failed {
-                    tokio::time::sleep(SOON).await;
+                    tokio::time::sleep(AGAIN).await;
                 }
             }
             Step::Wait(waiting) => {
@@ -270,9 +302,6 @@ impl<'a> Controller<'a> {
         if let Some(record) = self.journal().append(read, event).await? {
             self.wrote(&record);
             tell::recorded(&read.state, &record);
-            if matches!(record.event, Event::FenceOpened { .. }) && read.state.phase == Phase::Aborting {
-                self.release().await;
-            }
         }
         Ok(())
     }
@@ -283,9 +312,15 @@ impl<'a> Controller<'a> {
 
     /// Lets clients go that were held back.
     async fn release(&mut self) {
-        match self.store.resume().await {
-            Ok(()) => self.paused = false,
-            Err(error) => tell::trouble(&error.into()),
+        for _attempt in 0..RELEASE_TRIES {
+            match self.store.resume().await {
+                Ok(()) => {
+                    self.paused = false;
+                    return;
+                }
+                Err(error) => tell::trouble(&error.into()),
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 
@@ -312,6 +347,11 @@ impl<'a> Controller<'a> {
             }
             Effect::OpenFence { side } => {
                 self.sides.fence(*side).set(state.epoch, Mode::Open).await?;
+                if state.phase == Phase::Aborting {
+                    // Before it is written down: behind that nobody would look after them.
+                    self.store.resume().await?;
+                    self.paused = false;
+                }
                 Answer::Done
             }
             Effect::SealFence { side } => {
@@ -337,6 +377,11 @@ impl<'a> Controller<'a> {
             },
             Effect::SwitchConfig { expected, to } => {
                 let expected = store::Version(expected.0.clone());
+                if !self.paused {
+                    // Another process had held the clients back, or nobody.
+                    self.store.pause(PAUSE_WITHIN).await?;
+                    self.paused = true;
+                }
                 let address = self.address(&self.store.get().await?.value, *to)?;
                 match self.store.compare_and_swap(&expected, &address).await? {
                     Swapped::Applied(_) => {
@@ -377,12 +422,16 @@ impl<'a> Controller<'a> {
             epoch: self.epoch,
             holder_seen_at_micros: self.journal().seen(&state.holder).await?,
             gate,
-            source: source?,
-            target: target?,
-            forward: forward?,
-            reverse: reverse?,
+            // What could not be read is not known, and no decision takes that for a yes.
+            source: source.unwrap_or_default(),
+            target: target.unwrap_or_default(),
+            forward: forward.unwrap_or_default(),
+            reverse: reverse.unwrap_or_default(),
             config,
-            schema_differs: if state.at_rest() { Some(!self.sides.same_columns().await?) } else { None },
+            schema_differs: match state.at_rest() || state.phase == Phase::Draining {
+                true => self.sides.same_columns().await.ok().map(|same| !same),
+                false => None,
+            },
         })
     }
 

@@ -11,6 +11,7 @@ use changelog::{Lane, Lsn, Sequence, TableName, fence, origin};
 use producer::markers;
 use producer::source::{publication, sequences};
 use service::Config;
+use tokio_postgres::error::SqlState;
 
 use super::Side;
 use super::fence::Fence;
@@ -18,6 +19,7 @@ use crate::prepare::source::failed;
 use crate::{Database, Error};
 
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
 
 /// The two databases of a migration.
 #[derive(Debug)]
@@ -67,6 +69,18 @@ impl Sides {
         match side {
             Side::Source => &self.source,
             Side::Target => &self.target,
+        }
+    }
+
+    /// Connects anew what has broken, each by itself: one that stays away does not keep the other from being used.
+    pub async fn revive(&mut self) {
+        let urls = [&self.config.source.url, &self.config.target.url];
+        for (database, url) in [&mut self.source, &mut self.target].into_iter().zip(urls) {
+            if database.client.is_closed()
+                && let Ok(Ok(new)) = tokio::time::timeout(CONNECT_WITHIN, Database::connect(database.role, url)).await
+            {
+                *database = new;
+            }
         }
     }
 
@@ -270,7 +284,7 @@ impl Sides {
         let schemas: Vec<&str> = tables.iter().map(|table| table.schema.as_str()).collect();
         let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
         let sql = "SELECT coalesce(md5(string_agg(concat_ws(' ', quote_ident(w.s), quote_ident(w.n), quote_ident(a.attname), format_type(a.atttypid, a.atttypmod)),
-                 E'\n' ORDER BY w.s, w.n, a.attname)), '')
+                 E'\n' ORDER BY w.s COLLATE \"C\", w.n COLLATE \"C\", a.attname)), '')
              FROM unnest($1::text[], $2::text[]) AS w (s, n) JOIN pg_namespace k ON k.nspname = w.s
              JOIN pg_class c ON c.relnamespace = k.oid AND c.relname = w.n
              JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped";
@@ -314,15 +328,24 @@ impl Sides {
         Err(Error::SlotInUse { slot, pid: 0 })
     }
 
-    /// Ends the application's sessions of the side that was closed. Yields how many there were.
+    /// Ends the application's sessions of the side that was closed, but those that are not ours to end: the fence keeps them out anyway.
+    /// Yields how many there were.
     ///
     /// # Errors
     /// `Sql`.
     pub async fn terminate(&self, from: Side) -> Result<i64, Error> {
         let side = self.at(from);
-        let sql = format!("SELECT count(pg_terminate_backend(pid)) {APPLICATION}");
-        let row = side.row("ending the application's sessions", &sql, &[]).await?;
-        side.get(&row, 0)
+        let rows = side.rows("the application's sessions", &format!("SELECT pid {APPLICATION}"), &[]).await?;
+        let mut ended = 0;
+        for row in &rows {
+            let pid: i32 = side.get(row, 0)?;
+            match side.execute("ending a session", "SELECT pg_terminate_backend($1)", &[&pid]).await {
+                Ok(_) => ended += 1,
+                Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ended)
     }
 
     /// How many sessions of the application the side that was closed has.

@@ -178,17 +178,23 @@ COMMIT",
         rows.iter().map(table).collect()
     }
 
-    /// The table's lock conflicts with writers, so that it is asked for often and never waited for long.
     async fn put_up(&self, table: &TableName) -> Result<(), Error> {
         let (quoted, trigger, function) = (table.quoted(), quote_identifier(TRIGGER), self.name());
         let sql = format!(
-            "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {TABLE_LOCK_MS};
-             DROP TRIGGER IF EXISTS {trigger} ON {quoted};
+            "DROP TRIGGER IF EXISTS {trigger} ON {quoted};
              CREATE TRIGGER {trigger} BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {quoted} FOR EACH STATEMENT EXECUTE FUNCTION {function}();
-             ALTER TABLE {quoted} ENABLE ALWAYS TRIGGER {trigger}; COMMIT"
+             ALTER TABLE {quoted} ENABLE ALWAYS TRIGGER {trigger}"
+        );
+        self.at(table, &sql).await
+    }
+
+    /// Changes a table's trigger. Its lock conflicts with writers, so that it is asked for often and never waited for long.
+    async fn at(&self, table: &TableName, statements: &str) -> Result<(), Error> {
+        let sql = format!(
+            "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {TABLE_LOCK_MS}; {statements}; COMMIT"
         );
         for attempt in 0.. {
-            match self.batch("the fence cannot be put up", &sql).await {
+            match self.batch("the fence cannot be changed", &sql).await {
                 Err(Error::Sql { source, .. })
                     if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) && attempt < TABLE_LOCK_TRIES =>
                 {
@@ -231,7 +237,8 @@ COMMIT",
         let (epoch, sequence) = (epoch.0, self.sequence());
         // One at a time, and not while the consumer sets sequences.
         let sql = format!(
-            "BEGIN; SET LOCAL synchronous_commit = on; SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, 0);
+            "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL lock_timeout = '2s';
+             SELECT pg_catalog.pg_advisory_xact_lock({LOCK_CLASS}, 0);
              DO $dflux$ BEGIN
                  IF pg_catalog.pg_sequence_last_value({sequence}) >> {EPOCH_SHIFT} > {epoch} THEN
                      RAISE serialization_failure USING MESSAGE = 'epoch ' || (pg_catalog.pg_sequence_last_value({sequence}) >> {EPOCH_SHIFT});
@@ -303,15 +310,24 @@ COMMIT",
         rows.iter().map(writer).collect()
     }
 
-    /// Removes all of it.
+    /// Removes all of it, table by table: behind a long reader, no table's writers wait longer than a moment.
     ///
     /// # Errors
-    /// `Sql`.
+    /// `Sql`, `FenceBusy`.
     pub async fn remove(&self) -> Result<(), Error> {
+        let sql = "SELECT n.nspname::text, c.relname::text FROM pg_trigger t JOIN pg_proc f ON f.oid = t.tgfoid
+             JOIN pg_namespace s ON s.oid = f.pronamespace JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE t.tgname = $1 AND s.nspname = 'dflux' AND f.proname = $2 ORDER BY 1, 2";
+        let rows = self.database.rows("its fence", sql, &[&TRIGGER, &fence::name(self.migration)]).await?;
+        for row in &rows {
+            let table = TableName::new(self.database.get::<String>(row, 0)?, self.database.get::<String>(row, 1)?);
+            self.at(&table, &format!("DROP TRIGGER IF EXISTS {} ON {}", quote_identifier(TRIGGER), table.quoted()))
+                .await?;
+        }
         let name = self.name();
         let sql = format!(
             "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';
-             DROP FUNCTION IF EXISTS {name}() CASCADE; DROP SEQUENCE IF EXISTS {name}; COMMIT"
+             DROP FUNCTION IF EXISTS {name}(); DROP SEQUENCE IF EXISTS {name}; COMMIT"
         );
         self.batch("the fence cannot be removed", &sql).await
     }

@@ -20,6 +20,8 @@ const OLD: Duration = Duration::from_secs(1);
 /// A consumer shows that it lives more often than this.
 const HEARTBEAT_SECONDS_MAX: f64 = 10.0;
 const LAG_MEASURED_EVERY: Duration = Duration::from_millis(200);
+const SHRUNK_ROWS: u64 = 1_000;
+const SHRUNK_PASSES_MAX: usize = 4;
 const CANARY_WITHIN: Duration = Duration::from_secs(10);
 
 /// One check.
@@ -101,15 +103,18 @@ pub async fn gate(
         }
         checks.push(Check { name, failed });
     };
-    for (name, from) in [("lane", closing), ("lane_back", opening)] {
-        take(name, lane_check(sides, from).await?);
-    }
-    take("lane_back_canary", canary(sides, opening).await?);
+    take("lane", lane_check(sides, closing).await?);
     if direction == Direction::Forward {
+        // A rollback is worth having also where there is no way forward again.
+        take("lane_back", lane_check(sides, opening).await?);
+        take("lane_back_canary", canary(sides, opening).await?);
         take("schema_steps", steps(config, sides).await?);
+        take("columns", columns(sides).await?);
     }
     take("rows", rows(comparison).await);
     take("lag", lag(config, sides, closing).await?);
+    // What is left to compare inside the outage is what is written from here on.
+    take("changed_rows", shrunk(comparison).await);
     take("transactions", transactions(sides, closing).await?);
     Ok(checks)
 }
@@ -175,6 +180,14 @@ async fn steps(config: &Config, sides: &Sides) -> Result<Option<(String, String)
     }))
 }
 
+/// What differs now would refuse every rollback.
+async fn columns(sides: &Sides) -> Result<Option<(String, String)>, Error> {
+    Ok((!sides.same_columns().await?).then(|| {
+        let why = "a table has other columns or types on the target than on the source".to_owned();
+        (why, "validator check --levels 0 names them: make them alike".to_owned())
+    }))
+}
+
 async fn rows(comparison: &mut Comparison) -> Option<(String, String)> {
     let remedy = || "validator check; dflux resync TABLE --rows".to_owned();
     match comparison.whole().await {
@@ -197,6 +210,23 @@ async fn rows(comparison: &mut Comparison) -> Option<(String, String)> {
         }
         Err(error) => Some((format!("the comparison failed: {error}"), remedy())),
     }
+}
+
+/// Compares what has changed meanwhile, until little is left of it or it grows no smaller.
+async fn shrunk(comparison: &mut Comparison) -> Option<(String, String)> {
+    let mut before = u64::MAX;
+    for _pass in 0..SHRUNK_PASSES_MAX {
+        match comparison.changed().await {
+            Ok((rows, 0)) if rows <= SHRUNK_ROWS || rows >= before => return None,
+            Ok((rows, 0)) => before = rows,
+            Ok((_, unequal)) => {
+                let why = format!("{unequal} table(s) are not proved equal in what has changed since");
+                return Some((why, "validator check; dflux resync TABLE --rows".to_owned()));
+            }
+            Err(error) => return Some((format!("the comparison failed: {error}"), "validator check".to_owned())),
+        }
+    }
+    None
 }
 
 async fn lag(config: &Config, sides: &Sides, from: Side) -> Result<Option<(String, String)>, Error> {
