@@ -30,6 +30,14 @@ impl Lane {
         }
     }
 
+    /// The configured name of a slot or a publication as this lane's.
+    pub fn own(self, configured: &str) -> String {
+        match self {
+            Lane::Forward => configured.to_owned(),
+            Lane::Reverse => format!("{configured}_reverse"),
+        }
+    }
+
     /// The one that flows the other way.
     pub fn other(self) -> Lane {
         match self {

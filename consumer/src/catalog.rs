@@ -12,7 +12,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::error::{contract, target};
-use crate::evolve::{Evolution, Refusal, same};
+use crate::evolve::{Evolution, Refusal, retyped, same};
 use crate::identity::{self, Identities, Standing};
 use crate::relation::{Relation, TargetColumn, TargetTable};
 use crate::{Error, observe};
@@ -421,9 +421,7 @@ async fn statements(
     let wanted = |column: &&Column| {
         let old = prior.and_then(|prior| same(prior, column));
         let there = target_table.columns.iter().any(|target| target.name == column.name);
-        !there
-            || rewritten.is_some()
-            || old.is_none_or(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
+        !there || rewritten.is_some() || old.is_none_or(|old| retyped(old, column))
     };
     let wanted: Vec<&Column> = next.columns.iter().filter(wanted).collect();
     let mut declared = HashMap::new();

@@ -65,14 +65,14 @@ impl Evolution<'_> {
 
     /// Whether values were computed anew by the target's own casts to other types, and by nothing else.
     fn cast_alone(&self) -> bool {
-        let retyped = |column: &&Column| {
+        let changed = |column: &&Column| {
             let old = self.prior.and_then(|prior| same(prior, column));
-            old.is_some_and(|old| (&old.type_name, old.typmod) != (&column.type_name, column.typmod))
+            old.is_some_and(|old| retyped(old, column))
         };
-        let mut retyped = self.next.columns.iter().filter(retyped).peekable();
+        let mut changed = self.next.columns.iter().filter(changed).peekable();
         self.statement.is_some_and(casts_plainly)
-            && retyped.peek().is_some()
-            && retyped.all(|column| self.plain.contains(&column.name))
+            && changed.peek().is_some()
+            && changed.all(|column| self.plain.contains(&column.name))
     }
 
     /// The copy comes in a table that is like the source's: first what `structure` says, and the columns' types.
@@ -256,7 +256,7 @@ impl Evolution<'_> {
         let (table, name) = (self.table(), quote_identifier(&column.name));
         let target = |name: &str| self.target.columns.iter().find(|candidate| candidate.name == name);
         let Some(target) = target(&old.name).or_else(|| target(&column.name)) else { return Ok(()) };
-        if (&old.type_name, old.typmod) != (&column.type_name, column.typmod) {
+        if retyped(old, column) {
             let declared = self.declared.get(&column.name);
             if declared != Some(&target.declared) {
                 let declared = declared.unwrap_or(&column.type_name);
@@ -301,6 +301,11 @@ impl Rewritten for Column {
     fn rewritten(&self) -> bool {
         self.definition.identity.is_some() || (self.definition.default.is_some() && self.definition.missing.is_none())
     }
+}
+
+/// Whether the column has another type, or another modifier of it.
+pub fn retyped(old: &Column, new: &Column) -> bool {
+    (&old.type_name, old.typmod) != (&new.type_name, new.typmod)
 }
 
 /// The column as an earlier shape has it.

@@ -281,6 +281,10 @@ impl Pipeline<'_> {
                 self.inside = true;
                 self.at = event.header.position.commit_lsn;
                 self.tail(event.partition, event.offset, event.header.position);
+                // What was said of a transaction holds for all of it; the journal is asked once.
+                if self.rogue == Some(self.at) {
+                    return Ok(());
+                }
                 match self.admission.admits(self.at).await? {
                     true => self.event(event).await?,
                     false => self.rogue(&event).await?,
@@ -346,9 +350,7 @@ impl Pipeline<'_> {
     /// transaction.
     async fn rogue(&mut self, event: &RawEvent) -> Result<(), Error> {
         let at = event.header.position;
-        if self.rogue.replace(at.commit_lsn) == Some(at.commit_lsn) {
-            return Ok(());
-        }
+        self.rogue = Some(at.commit_lsn);
         let table = self.relations.table_of(event.schema_id).await?;
         let applier = self.whole_table().await?;
         let lane = applier.lane().to_owned();

@@ -253,10 +253,7 @@ pub async fn restore_identities(
             "BEGIN; SET LOCAL lock_timeout = '5s'; ALTER TABLE ONLY {} REPLICA IDENTITY {identity}; COMMIT",
             table.quoted()
         );
-        if let Err(error) = source.batch(&format!("restoring the replica identity of {table}"), &sql).await {
-            source.batch("ending a transaction", "ROLLBACK").await?;
-            return Err(error);
-        }
+        source.transaction(&format!("restoring the replica identity of {table}"), &sql).await?;
         println!("source: {table} has REPLICA IDENTITY {identity} again");
     }
     Ok(())

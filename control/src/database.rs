@@ -48,6 +48,18 @@ impl Database {
         self.client.batch_execute(sql).await.map_err(|source| self.failed(what, source))
     }
 
+    /// A batch that begins and commits a transaction of its own; one that fails leaves it not open.
+    ///
+    /// # Errors
+    /// `Sql`.
+    pub async fn transaction(&self, what: &str, sql: &str) -> Result<(), Error> {
+        let done = self.batch(what, sql).await;
+        if done.is_err() {
+            self.batch("ending a transaction", "ROLLBACK").await?;
+        }
+        done
+    }
+
     /// Whether a relation exists, by its quoted name.
     ///
     /// # Errors

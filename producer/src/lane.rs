@@ -70,7 +70,6 @@ impl Lane {
         };
         let source = Address::parse(role(direction), &source_url)?;
         let target = Address::parse(if direction == Direction::Forward { "target" } else { "source" }, &target_url)?;
-        let suffix = if direction == Direction::Forward { "" } else { "_reverse" };
         let topics = Topics::new(&config.migration.name, direction);
         let registry = RegistryClient::new(&config.registry.url);
         let schemas = ControlSchemas {
@@ -87,8 +86,8 @@ impl Lane {
             source,
             source_url,
             target,
-            slot: format!("{}{suffix}", config.migration.slot),
-            publication: format!("{}{suffix}", config.migration.publication),
+            slot: direction.own(&config.migration.slot),
+            publication: direction.own(&config.migration.publication),
             topics,
             registry,
             registered: Mutex::default(),

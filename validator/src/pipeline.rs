@@ -117,7 +117,7 @@ impl Validator {
         std::mem::swap(&mut self.source, &mut self.target);
         self.settings.direction = Lane::Reverse;
         self.settings.lane = lane_name(&self.config.migration.name, Lane::Reverse);
-        self.config.migration.publication.push_str("_reverse");
+        self.config.migration.publication = Lane::Reverse.own(&self.config.migration.publication);
         self
     }
 

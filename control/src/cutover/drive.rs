@@ -5,18 +5,13 @@ use std::time::Duration;
 
 use service::Config;
 
-use super::Phase;
-use super::State;
-use super::Step;
-use super::decide;
 use super::effects::Sides;
 use super::gate::{self, Comparison};
 use super::journal::{Journal, Read};
-use super::tell;
-use super::{Answer, Effect, answered};
-use super::{ConfigFacts, Facts, GateFacts, LaneFacts, SideFacts, Slot};
-use super::{Direction, Epoch, Event, Limits, Mode, Policy, Record, Side, Version};
-use super::{Outcome, Refusal, Verb, Verdict, verb};
+use super::{
+    Answer, ConfigFacts, Direction, Effect, Epoch, Event, Facts, GateFacts, LaneFacts, Limits, Mode, Outcome, Phase,
+    Policy, Record, Refusal, Side, SideFacts, Slot, State, Step, Verb, Verdict, Version, answered, decide, tell, verb,
+};
 use crate::store::{self, ConfigStore as _, Store, Swapped, Value};
 use crate::{Error, Exit};
 
@@ -27,8 +22,9 @@ const LATER: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(200);
 /// A consumer that was silent for longer is not alive.
 const SILENT_SECONDS: f64 = 15.0;
-/// Clients are held back this long at most before the fence closes, where the store can.
+/// Letting clients go is tried so often.
 const RELEASE_TRIES: usize = 25;
+/// Clients are held back this long at most before the fence closes, where the store can.
 const PAUSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// One process that carries a switch through.
@@ -140,7 +136,7 @@ impl<'a> Controller<'a> {
             self.install(&read.state).await?;
             self.gated(&read.state, direction).await?
         } else {
-            self.look(&read.state, GateFacts::default()).await?
+            self.ask(&read.state, GateFacts::default()).await?
         };
         self.begin(asked, read, &facts).await
     }
@@ -159,7 +155,7 @@ impl<'a> Controller<'a> {
 
     async fn short(&mut self, asked: Verb) -> Result<Exit, Error> {
         let read = self.journal().read().await?;
-        let facts = self.look(&read.state, GateFacts::default()).await?;
+        let facts = self.ask(&read.state, GateFacts::default()).await?;
         self.begin(asked, read, &facts).await
     }
 
@@ -169,7 +165,7 @@ impl<'a> Controller<'a> {
     /// A database does not answer.
     pub async fn status(&self, json: bool) -> Result<Exit, Error> {
         let read = self.journal().read().await?;
-        let facts = self.look(&read.state, GateFacts::default()).await?;
+        let facts = self.ask(&read.state, GateFacts::default()).await?;
         tell::status(&read.state, &facts, self.journal().now().await?, json);
         Ok(Exit::Done)
     }
@@ -202,23 +198,19 @@ impl<'a> Controller<'a> {
 
     /// Whether a verb is in order, the gate's checks aside, which take their time.
     async fn in_order(&self, asked: Verb, read: &Read) -> Result<Result<(), Exit>, Error> {
-        let facts = self.look(&read.state, gate::facts(&[], self.journal().now().await?)).await?;
-        match verb(asked, &self.holder, &read.state, &facts, self.journal().now().await?) {
+        let facts = self.ask(&read.state, gate::facts(&[], self.journal().now().await?)).await?;
+        Ok(match verb(asked, &self.holder, &read.state, &facts, self.journal().now().await?) {
             // The fences are put up with the start.
-            Verdict::Refused { why: Refusal::Fence(_), .. } => Ok(Ok(())),
-            Verdict::Refused { .. } => Ok(self.judge(asked, read, &facts).await?.map(|_| ())),
-            Verdict::Read | Verdict::Begin(_) => Ok(Ok(())),
-        }
+            Verdict::Refused { why: Refusal::Fence(_), .. } | Verdict::Read | Verdict::Begin(_) => Ok(()),
+            Verdict::Refused { why, next } => Err(tell::refused(&why, next)),
+        })
     }
 
     async fn judge(&self, asked: Verb, read: &Read, facts: &Facts) -> Result<Result<Option<Event>, Exit>, Error> {
         Ok(match verb(asked, &self.holder, &read.state, facts, self.journal().now().await?) {
             Verdict::Read => Ok(None),
             Verdict::Begin(event) => Ok(Some(event)),
-            Verdict::Refused { why, next } => {
-                println!("refused: {}\nhint: {next}", tell::refusal(&why));
-                Err(Exit::Refused)
-            }
+            Verdict::Refused { why, next } => Err(tell::refused(&why, next)),
         })
     }
 
@@ -236,7 +228,7 @@ impl<'a> Controller<'a> {
         let checks = gate::gate(self.config, &self.sides, direction, &mut comparison).await?;
         self.comparison = Some(comparison);
         let now = self.journal().now().await?;
-        self.look(state, gate::facts(&checks, now)).await
+        self.ask(state, gate::facts(&checks, now)).await
     }
 
     /// From the first record on only the journal ends it: nothing here is given up because a connection is lost.
@@ -272,7 +264,7 @@ impl<'a> Controller<'a> {
     async fn turn(&mut self) -> Result<Option<Exit>, Error> {
         let read = self.journal().read().await?;
         self.journal().beat(&self.holder).await?;
-        let facts = self.look(&read.state, GateFacts::default()).await?;
+        let facts = self.look(&read.state).await;
         let now = self.journal().now().await?;
         match decide(&read.state, &facts, now) {
             Step::Record(event) => self.record(&read, event).await?,
@@ -310,6 +302,15 @@ impl<'a> Controller<'a> {
         self.epoch = Some(record.epoch);
     }
 
+    /// Holds clients back, where the store can and this process does not already.
+    async fn hold(&mut self) -> Result<(), Error> {
+        if !self.paused {
+            self.store.pause(PAUSE_WITHIN).await?;
+            self.paused = true;
+        }
+        Ok(())
+    }
+
     /// Lets clients go that were held back.
     async fn release(&mut self) {
         for _attempt in 0..RELEASE_TRIES {
@@ -338,9 +339,8 @@ impl<'a> Controller<'a> {
     async fn effect(&mut self, state: &State, effect: &Effect) -> Result<Answer, Error> {
         Ok(match effect {
             Effect::CloseFence { side, mode } => {
-                if state.phase == Phase::Fencing && !self.paused {
-                    self.store.pause(PAUSE_WITHIN).await?;
-                    self.paused = true;
+                if state.phase == Phase::Fencing {
+                    self.hold().await?;
                 }
                 self.sides.fence(*side).set(state.epoch, *mode).await?;
                 Answer::Done
@@ -377,11 +377,8 @@ impl<'a> Controller<'a> {
             },
             Effect::SwitchConfig { expected, to } => {
                 let expected = store::Version(expected.0.clone());
-                if !self.paused {
-                    // Another process had held the clients back, or nobody.
-                    self.store.pause(PAUSE_WITHIN).await?;
-                    self.paused = true;
-                }
+                // Another process had held the clients back, or nobody.
+                self.hold().await?;
                 let address = self.address(&self.store.get().await?.value, *to)?;
                 match self.store.compare_and_swap(&expected, &address).await? {
                     Swapped::Applied(_) => {
@@ -409,8 +406,21 @@ impl<'a> Controller<'a> {
         })
     }
 
+    /// What a verb rests on: what a decision does, and what only a beginning asks for.
+    async fn ask(&self, state: &State, gate: GateFacts) -> Result<Facts, Error> {
+        Ok(Facts {
+            holder_seen_at_micros: self.journal().seen(&state.holder).await?,
+            gate,
+            schema_differs: match state.at_rest() || state.phase == Phase::Draining {
+                true => self.sides.same_columns().await.ok().map(|same| !same),
+                false => None,
+            },
+            ..self.look(state).await
+        })
+    }
+
     /// Everything that a decision rests on, read now.
-    async fn look(&self, state: &State, gate: GateFacts) -> Result<Facts, Error> {
+    async fn look(&self, state: &State) -> Facts {
         let (source, target, forward, reverse, config) = tokio::join!(
             self.side(Side::Source),
             self.side(Side::Target),
@@ -418,38 +428,31 @@ impl<'a> Controller<'a> {
             self.lane(Side::Target, state),
             self.stored(),
         );
-        Ok(Facts {
+        Facts {
             epoch: self.epoch,
-            holder_seen_at_micros: self.journal().seen(&state.holder).await?,
-            gate,
+            holder_seen_at_micros: None,
+            gate: GateFacts::default(),
             // What could not be read is not known, and no decision takes that for a yes.
             source: source.unwrap_or_default(),
             target: target.unwrap_or_default(),
             forward: forward.unwrap_or_default(),
             reverse: reverse.unwrap_or_default(),
             config,
-            schema_differs: match state.at_rest() || state.phase == Phase::Draining {
-                true => self.sides.same_columns().await.ok().map(|same| !same),
-                false => None,
-            },
-        })
+            schema_differs: None,
+        }
     }
 
     async fn side(&self, side: Side) -> Result<SideFacts, Error> {
         let fence = self.sides.fence(side);
-        let Some(standing) = fence.standing().await? else {
-            return Ok(SideFacts {
-                sessions: Some(self.sides.sessions(side).await?.max(0) as u64),
-                ..SideFacts::default()
-            });
-        };
+        let sessions = Some(self.sides.sessions(side).await?.max(0) as u64);
+        let Some(standing) = fence.standing().await? else { return Ok(SideFacts { sessions, ..SideFacts::default() }) };
         let writers = fence.writers().await?;
         let prepared = writers.iter().filter(|writer| writer.pid.is_none()).count();
         Ok(SideFacts {
             fence: Some((standing.mode, standing.epoch)),
             writers: Some((writers.len() - prepared) as u64),
             prepared: Some(prepared as u64),
-            sessions: Some(self.sides.sessions(side).await?.max(0) as u64),
+            sessions,
         })
     }
 

@@ -46,7 +46,6 @@ pub struct SlotRow {
     pub active: bool,
     pub wal_status: String,
     pub confirmed: Option<Lsn>,
-    pub unconfirmed_bytes: i64,
 }
 
 /// A transaction that a switch would have to wait for.
@@ -133,18 +132,15 @@ impl Sides {
     /// `Sql`.
     pub async fn slot(&self, from: Side) -> Result<Option<SlotRow>, Error> {
         let side = self.at(from);
-        let suffix = if from == Side::Source { "" } else { "_reverse" };
-        let sql = "SELECT active, coalesce(wal_status, ''), confirmed_flush_lsn::text,
-                 coalesce(pg_current_wal_insert_lsn() - confirmed_flush_lsn, 0)::bigint
+        let sql = "SELECT active, coalesce(wal_status, ''), confirmed_flush_lsn::text
              FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()";
-        let slot = format!("{}{suffix}", self.config.migration.slot);
+        let slot = lane_of(from).own(&self.config.migration.slot);
         let rows = side.rows("its slot", sql, &[&slot]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(SlotRow {
             active: side.get(row, 0)?,
             wal_status: side.get(row, 1)?,
             confirmed: side.get::<Option<String>>(row, 2)?.and_then(|lsn| lsn.parse().ok()),
-            unconfirmed_bytes: side.get(row, 3)?,
         }))
     }
 
@@ -244,11 +240,7 @@ impl Sides {
             "BEGIN; DO $dflux$ BEGIN IF ({open}) THEN RAISE serialization_failure USING MESSAGE = 'it is open'; END IF; {} END $dflux$; COMMIT",
             calls.concat()
         );
-        if let Err(source) = to.client.batch_execute(&sql).await {
-            to.batch("ending a transaction", "ROLLBACK").await?;
-            return Err(to.failed("its sequences cannot be set", source));
-        }
-        Ok(calls.len())
+        to.transaction("its sequences cannot be set", &sql).await.map(|()| calls.len())
     }
 
     /// Makes durable what is committed on a side, also by sessions that do not wait for that.
@@ -314,8 +306,7 @@ impl Sides {
     /// `Sql`.
     pub async fn drop_slot(&self, from: Side) -> Result<(), Error> {
         let side = self.at(from);
-        let suffix = if from == Side::Source { "" } else { "_reverse" };
-        let slot = format!("{}{suffix}", self.config.migration.slot);
+        let slot = lane_of(from).own(&self.config.migration.slot);
         let sql = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL";
         for _attempt in 0..50 {
             side.execute("ending its reader", sql, &[&slot]).await?;

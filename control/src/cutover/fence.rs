@@ -29,15 +29,11 @@ const TABLE_LOCK_MS: u32 = 300;
 const TABLE_LOCK_TRIES: u32 = 40;
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
-/// The stricter the greater.
-fn bits(mode: Mode) -> i64 {
-    match mode {
-        Mode::Open => 0,
-        Mode::OldSessions => 1,
-        Mode::OldTransactions => 2,
-        Mode::Closed => 3,
-        Mode::Sealed => 4,
-    }
+/// By the value of its bits in the sequence: the stricter the greater.
+const MODES: [Mode; 5] = [Mode::Open, Mode::OldSessions, Mode::OldTransactions, Mode::Closed, Mode::Sealed];
+
+fn bits(mode: Mode) -> usize {
+    MODES.iter().position(|known| *known == mode).unwrap_or(MODES.len() - 1)
 }
 
 /// What the fence of a database says.
@@ -141,18 +137,11 @@ COMMIT",
             lock = self.lock(),
             migration = quote_literal(self.migration),
         );
-        self.batch("the fence cannot be made", &made).await?;
+        self.database.transaction("the fence cannot be made", &made).await?;
         for table in self.lacking(tables).await? {
             self.put_up(&table).await?;
         }
         Ok(())
-    }
-
-    /// One batch; a failed one leaves no transaction open.
-    async fn batch(&self, what: &str, sql: &str) -> Result<(), Error> {
-        let Err(source) = self.database.client.batch_execute(sql).await else { return Ok(()) };
-        self.database.batch("ending a transaction", "ROLLBACK").await?;
-        Err(self.database.failed(what, source))
     }
 
     /// Those of the tables and their partitions before which it does not stand. One that is not there needs none.
@@ -194,7 +183,7 @@ COMMIT",
             "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = {TABLE_LOCK_MS}; {statements}; COMMIT"
         );
         for attempt in 0.. {
-            match self.batch("the fence cannot be changed", &sql).await {
+            match self.database.transaction("the fence cannot be changed", &sql).await {
                 Err(Error::Sql { source, .. })
                     if source.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) && attempt < TABLE_LOCK_TRIES =>
                 {
@@ -217,13 +206,7 @@ COMMIT",
         let sql = "SELECT CASE WHEN pg_catalog.to_regclass($1) IS NOT NULL THEN pg_catalog.pg_sequence_last_value(pg_catalog.to_regclass($1)) END";
         let row = self.database.row("its fence", sql, &[&self.name()]).await?;
         Ok(self.database.get::<Option<i64>>(&row, 0)?.map(|value| {
-            let mode = match value & MODE_BITS {
-                0 => Mode::Open,
-                1 => Mode::OldSessions,
-                2 => Mode::OldTransactions,
-                3 => Mode::Closed,
-                _ => Mode::Sealed,
-            };
+            let mode = MODES.get((value & MODE_BITS) as usize).copied().unwrap_or(Mode::Sealed);
             Standing { epoch: Epoch((value >> EPOCH_SHIFT).max(0) as u64), mode }
         }))
     }
@@ -252,7 +235,7 @@ COMMIT",
             value = epoch << EPOCH_SHIFT | bits(mode) as u64,
         );
         let stale = || Error::StaleEpoch { role: self.database.role, epoch };
-        match self.batch("the fence cannot be set", &sql).await {
+        match self.database.transaction("the fence cannot be set", &sql).await {
             Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE) => {
                 return Err(stale());
             }
@@ -329,6 +312,6 @@ COMMIT",
             "BEGIN; SET LOCAL client_min_messages = warning; SET LOCAL lock_timeout = '5s';
              DROP FUNCTION IF EXISTS {name}(); DROP SEQUENCE IF EXISTS {name}; COMMIT"
         );
-        self.batch("the fence cannot be removed", &sql).await
+        self.database.transaction("the fence cannot be removed", &sql).await
     }
 }

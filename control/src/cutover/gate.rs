@@ -12,8 +12,8 @@ use validator::verdict::Verdict;
 use super::GateFacts;
 use super::effects::Sides;
 use super::{Direction, Side};
+use crate::Error;
 use crate::status::lane;
-use crate::{Error, Exit};
 
 /// A transaction that has written and is older would be waited for inside the outage.
 const OLD: Duration = Duration::from_secs(1);
@@ -260,9 +260,4 @@ async fn transactions(sides: &Sides, closing: Side) -> Result<Option<(String, St
         let why = format!("{} has been open for {:.0} s ({} such)", first.who, first.age_seconds, long.len());
         (why, "end it, or wait; a prepared one: COMMIT PREPARED or ROLLBACK PREPARED".to_owned())
     }))
-}
-
-/// The exit code of a check alone.
-pub fn exit(checks: &[Check]) -> Exit {
-    if checks.iter().all(|check| check.failed.is_none()) { Exit::Done } else { Exit::Refused }
 }

@@ -11,7 +11,6 @@ use crate::{Database, Error};
 const MAKE: &str = "BEGIN; SET LOCAL client_min_messages = warning;
     CREATE TABLE IF NOT EXISTS dflux.cutover (migration text, sequence bigint, line text NOT NULL, PRIMARY KEY (migration, sequence));
     CREATE TABLE IF NOT EXISTS dflux.cutover_holder (migration text PRIMARY KEY, holder text NOT NULL, seen_at timestamptz NOT NULL);
-    CREATE TABLE IF NOT EXISTS dflux.canary (migration text, epoch bigint, at timestamptz NOT NULL DEFAULT clock_timestamp());
     COMMIT";
 
 /// One migration's.
@@ -76,12 +75,9 @@ impl<'a> Journal<'a> {
             quote_literal(&line(read.last.as_deref(), &record)),
             deadline.unwrap_or(i64::MAX as u64),
         );
-        if let Err(source) = self.target.client.batch_execute(&sql).await {
-            let _ = self.target.client.batch_execute("ROLLBACK").await;
-            return match source.code() == Some(&SqlState::UNIQUE_VIOLATION) {
-                true => Ok(None),
-                false => Err(self.target.failed("the journal", source)),
-            };
+        match self.target.transaction("the journal", &sql).await {
+            Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::UNIQUE_VIOLATION) => return Ok(None),
+            done => done?,
         }
         let there = self.read().await?;
         Ok(Some(record.clone()).filter(|_| there.records.contains(&record)))

@@ -11,8 +11,13 @@ use super::{Direction, Event, Record, Side};
 use super::{Outcome, Refusal, rollback_safe};
 use crate::{Error, Exit};
 
-/// Why a verb is not in order.
-pub fn refusal(why: &Refusal) -> String {
+/// Says that a verb is not in order, and which one is.
+pub fn refused(why: &Refusal, next: &str) -> Exit {
+    println!("refused: {}\nhint: {next}", refusal(why));
+    Exit::Refused
+}
+
+fn refusal(why: &Refusal) -> String {
     match why {
         Refusal::NotNow(why) => (*why).to_owned(),
         Refusal::Gate(failed) => format!("checks of the gate that did not pass: {}", failed.join(", ")),

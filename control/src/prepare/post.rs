@@ -181,11 +181,7 @@ async fn one(target: &Database, step: &Waiting) -> Result<(), Error> {
         }
         return target.batch(&what, &done).await;
     }
-    let outcome = target.batch(&what, &format!("BEGIN; {}\n; {done}; COMMIT", step.statement)).await;
-    if outcome.is_err() {
-        target.batch("ending a transaction", "ROLLBACK").await?;
-    }
-    match outcome {
+    match target.transaction(&what, &format!("BEGIN; {}\n; {done}; COMMIT", step.statement)).await {
         // What the catalog does not show as a step's work (a policy, a rule) was made under its table's earlier name.
         Err(Error::Sql { source, .. }) if source.code() == Some(&SqlState::DUPLICATE_OBJECT) => {
             target.batch(&what, &done).await

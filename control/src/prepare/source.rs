@@ -40,10 +40,7 @@ pub async fn record(config: &Config, (source, target): (&Database, &Database)) -
         consumer::schema::DDL_LOCK,
         consumer::schema::DDL
     );
-    if let Err(error) = target.batch("the schema dflux cannot be made", &ddl).await {
-        target.batch("ending a transaction", "ROLLBACK").await?;
-        return Err(error);
-    }
+    target.transaction("the schema dflux cannot be made", &ddl).await?;
     if config.target.follows {
         return Ok(Recorded { ids: Vec::new(), had_publication: true });
     }
